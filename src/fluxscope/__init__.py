@@ -1,0 +1,3 @@
+"""fluxscope: look inside FLUX image models with sparse autoencoders."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,192 @@
+"""Writing that never leaves half a file, and reading that never runs code.
+
+Every file of a run is written beside its place, flushed to the disk, and renamed over it: after a crash
+one finds the old file or the new one. JSON is strict: NaN and Infinity are refused where they arise.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from fluxscope.errors import CheckpointError, FluxscopeError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@contextmanager
+def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
+    """Open a binary file that appears at `path`, whole, when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise explain_os_error(error, path) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def explain_os_error(error: OSError, path: Path | str) -> FluxscopeError | OSError:
+    """The clear form of an error that a disk or its rights cause; other errors come back as they are."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FluxscopeError(
+            f"no space left on the disk while writing {path}",
+            "Free some space and run the same command again: finished work is kept.",
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return FluxscopeError(f"no right to write {path}", "Choose another folder with --out-dir.")
+    return error
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write strict JSON, indented. NumPy scalars and arrays are written as numbers and lists.
+
+    Raises:
+        ValueError: for NaN or Infinity, which JSON does not have.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def read_json(path: Path | str) -> Any:
+    path = Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FluxscopeError(f"{path} is not there", "Run the step that makes it.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FluxscopeError(f"{path} is not valid JSON ({error})", "Delete it and make it again.") from None
+
+
+def append_jsonl(path: Path | str, records: Mapping[str, Any] | list[Mapping[str, Any]]) -> None:
+    """Append one record, or several, one line each, flushed to the disk before returning."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = records if isinstance(records, list) else [records]
+    text = "".join(json.dumps(r, ensure_ascii=False, allow_nan=False, default=_plain) + "\n" for r in rows)
+    try:
+        with path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
+    """Read one record a line. A last line without its end, left by a killed writer, is not a record."""
+    records = []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise FluxscopeError(
+                f"line {number} of {path} is not valid JSON", "Restore the file, or start in a new folder."
+            ) from None
+    return records
+
+
+def save_npy(path: Path | str, array: np.ndarray) -> None:
+    with atomic_write(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def save_npz(path: Path | str, **arrays: Any) -> None:
+    with atomic_write(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def load_npy(path: Path | str, mmap: bool = False) -> np.ndarray:
+    """Read an array, optionally as a read-only memory map.
+
+    Raises:
+        FluxscopeError: the file is missing, cut short, or holds pickled objects.
+    """
+    path = Path(path)
+    try:
+        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise FluxscopeError(f"{path} is not there", "Run the step that makes it.") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise FluxscopeError(f"{path} cannot be read ({error})", "Delete it and make it again.") from None
+
+
+def save_image(path: Path | str, image: Image) -> None:
+    """Write a picture as PNG: the same pixels give the same bytes."""
+    with atomic_write(path) as file:
+        image.save(file, format="PNG", compress_level=4)
+
+
+def read_torch_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Read a torch checkpoint without ever running what it holds.
+
+    Only tensors and plain containers are accepted (`weights_only=True`); a pickle that names any other
+    callable is refused before anything of it runs.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, not a checkpoint, or would run code.
+    """
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint not found: {path}", "Check the path in the settings.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error) or "WeightsUnpickler" in str(error):
+            raise CheckpointError(
+                f"{path} holds more than tensors and plain values, and was not opened",
+                "It could run code. Ask its author for a state dict or a safetensors file.",
+            ) from None
+        raise _damaged(path) from None
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise _damaged(path) from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path} holds no dictionary", "It is not a checkpoint of an SAE.")
+    return checkpoint
+
+
+def _damaged(path: Path) -> CheckpointError:
+    size = path.stat().st_size
+    return CheckpointError(f"{path} is damaged or cut short ({size} bytes)", "Copy or download it again.")
