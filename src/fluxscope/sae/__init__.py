@@ -1,0 +1,20 @@
+"""Sparse autoencoders in pure torch: they know nothing of FLUX, settings or run folders."""
+
+from __future__ import annotations
+
+from fluxscope.sae.base import LinearSae
+from fluxscope.sae.codes import SparseCodes, encode_sparse
+from fluxscope.sae.relu import SparseAutoencoder
+from fluxscope.sae.topk import TopKSparseAutoencoder
+
+ARCHITECTURES: tuple[type[LinearSae], ...] = (TopKSparseAutoencoder, SparseAutoencoder)
+"""Every architecture. A new one is a file of its own and a line here."""
+
+__all__ = [
+    "ARCHITECTURES",
+    "LinearSae",
+    "SparseAutoencoder",
+    "SparseCodes",
+    "TopKSparseAutoencoder",
+    "encode_sparse",
+]

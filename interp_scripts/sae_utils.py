@@ -1,0 +1,21 @@
+"""Helpers around one SAE under the names that existing scripts import. See fluxscope.sae.features."""
+
+from fluxscope.sae.features import (
+    compute_feature_activations,
+    compute_feature_stats,
+    encode_to_feature_map,
+    extract_image_tokens,
+    get_decoder_direction,
+    get_encoder_direction,
+    load_sae,
+)
+
+__all__ = [
+    "compute_feature_activations",
+    "compute_feature_stats",
+    "encode_to_feature_map",
+    "extract_image_tokens",
+    "get_decoder_direction",
+    "get_encoder_direction",
+    "load_sae",
+]

@@ -1,0 +1,97 @@
+"""What all SAEs here share: a linear encoder, a linear decoder, a bias that is taken off and put back.
+
+    code           z = activation_function(W_enc (x - b_pre) + b_enc)
+    reconstruction x' = W_dec z + b_pre
+
+Each architecture is a subclass that says how the pre-activations become a code.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fluxscope.sae.codes import SparseCodes
+
+
+class LinearSae(nn.Module):
+    """Parent of the SAE architectures. Its state dict is the checkpoint's.
+
+    `pre_bias` (d), `encoder.weight` (f, d), `encoder.bias` (f), `decoder.weight` (d, f); the decoder's
+    columns are the features' directions and have unit norm.
+
+    Args:
+        input_dim: d, width of the activations.
+        hidden_dim: f, number of features.
+    """
+
+    architecture: ClassVar[str]
+
+    def __init__(self, input_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.input_dim = input_dim
+        self.hidden_dim = hidden_dim
+        self.pre_bias = nn.Parameter(torch.zeros(input_dim))
+        self.encoder = nn.Linear(input_dim, hidden_dim)
+        self.decoder = nn.Linear(hidden_dim, input_dim, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Random unit decoder directions, the encoder their transpose, biases zero.
+
+        The tied start leaves far fewer dead latents than independent ones (Gao et al. 2024,
+        arXiv 2406.04093, appendix A.1).
+        """
+        directions = torch.randn(self.input_dim, self.hidden_dim, generator=generator)
+        self.decoder.weight.copy_(directions)
+        self.normalize_decoder()
+        self.encoder.weight.copy_(self.decoder.weight.T)
+        self.encoder.bias.zero_()
+        self.pre_bias.zero_()
+
+    @classmethod
+    def from_config(cls, input_dim: int, hidden_dim: int, config: dict[str, Any]) -> LinearSae:
+        """Build an SAE from a checkpoint's config."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """What a checkpoint's config must say to build this SAE again."""
+        return {
+            "architecture": self.architecture,
+            "input_dim": self.input_dim,
+            "hidden_dim": self.hidden_dim,
+            "expansion_factor": self.hidden_dim / self.input_dim,
+        }
+
+    def pre_activations(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens f"]:
+        """W_enc (x - b_pre) + b_enc."""
+        return self.encoder(x - self.pre_bias)
+
+    def encode(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens f"]:
+        """The dense code of activations; never negative."""
+        raise NotImplementedError
+
+    def encode_sparse(self, x: Float[Tensor, "t d"]) -> SparseCodes:
+        """The same code without its zeros. `codes.encode_sparse` bounds the memory of many tokens."""
+        return SparseCodes.from_dense(self.encode(x))
+
+    def decode(self, code: Float[Tensor, "*tokens f"]) -> Float[Tensor, "*tokens d"]:
+        """The activation that a code stands for."""
+        return self.decoder(code) + self.pre_bias
+
+    def forward(
+        self, x: Float[Tensor, "*tokens d"]
+    ) -> tuple[Float[Tensor, "*tokens d"], Float[Tensor, "*tokens f"]]:
+        """(reconstruction, code)."""
+        code = self.encode(x)
+        return self.decode(code), code
+
+    @torch.no_grad()
+    def normalize_decoder(self) -> None:
+        """Give every decoder direction unit norm."""
+        norms = self.decoder.weight.norm(dim=0, keepdim=True)
+        self.decoder.weight.div_(norms.clamp_min(torch.finfo(norms.dtype).tiny))
