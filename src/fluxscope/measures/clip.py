@@ -1,0 +1,137 @@
+"""CLIP embeddings of pictures and of crops of pictures (step 3); the one measure that needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from fluxscope.errors import CheckpointError, FluxscopeError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Box = tuple[int, int, int, int]
+"""left, top, right, bottom in pixels, the last two exclusive."""
+
+
+def load_clip(name: str | Path, device: str = "cpu") -> tuple[Any, Any]:
+    """Load a CLIPModel and its image processor from a folder or a Hub id.
+
+    The processor is the one on PIL and NumPy, whether torchvision is there or not, so that embeddings don't
+    depend on what is installed.
+
+    Raises:
+        CheckpointError: the model is not there or its files are damaged.
+    """
+    from transformers import CLIPModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    try:
+        model: Any = CLIPModel.from_pretrained(str(name))
+        processor = CLIPImageProcessorPil.from_pretrained(str(name))
+    except Exception as error:  # from_pretrained raises OSError, ValueError, SafetensorError, KeyError, ...
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"no CLIP model could be loaded from {name} ({reason})",
+            "Give clip_model_id a Hub id, or a folder with config.json, model.safetensors and "
+            "preprocessor_config.json.",
+        ) from error
+    return model.to(device).eval(), processor
+
+
+def embed_images(
+    model: Any,
+    processor: Any,
+    images: Iterable[Image | Path | str],
+    batch_size: int = 32,
+    crops: Iterable[Box] | None = None,
+) -> Float32[np.ndarray, "n e"]:
+    """Embed pictures as unit vectors, in batches, on the model's own device.
+
+    Args:
+        images: pictures or their files; an iterator is read a batch at a time.
+        crops: one box per picture; only what lies inside is embedded.
+
+    Raises:
+        FluxscopeError: there are no images, or a file is missing or no picture.
+    """
+    import torch
+
+    rows = []
+    for batch in _batches(_pictures(images, crops), batch_size):
+        pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+        with torch.inference_mode():
+            features = model.get_image_features(pixel_values=pixels)
+        # transformers 5 gives an output object whose pooler_output is projected; earlier ones the tensor.
+        features = getattr(features, "pooler_output", features).float()
+        rows.append(torch.nn.functional.normalize(features, dim=-1).cpu().numpy())
+    if not rows:
+        raise FluxscopeError("there are no images to embed", "Run step 1 (collect) first.")
+    return np.concatenate(rows).astype(np.float32)
+
+
+def peak_box(
+    token_map: Float32[np.ndarray, " t"], grid: tuple[int, int], size: tuple[int, int], share: float = 0.5
+) -> Box:
+    """Give the box around a token map's largest value, moved inside the picture where it would stick out.
+
+    Args:
+        token_map: one feature's code at every image token, row-major.
+        grid: rows and columns of tokens.
+        size: width and height of the picture, pixels.
+        share: side of the box as a share of the picture's sides.
+
+    Raises:
+        FluxscopeError: the map has another number of tokens than the grid.
+    """
+    rows, columns = grid
+    if token_map.size != rows * columns:
+        raise FluxscopeError(
+            f"the token map has {token_map.size} tokens, the grid {rows} x {columns}",
+            "Height and width must be those of the run that made the codes.",
+        )
+    row, column = divmod(int(np.argmax(token_map)), columns)
+    left, right = _span((column + 0.5) / columns, size[0], share)
+    top, bottom = _span((row + 0.5) / rows, size[1], share)
+    return left, top, right, bottom
+
+
+def _span(centre: float, length: int, share: float) -> tuple[int, int]:
+    """A stretch of `share` of the length around the centre (0 to 1), inside 0 to length."""
+    extent = max(1, round(length * share))
+    start = min(max(round(centre * length - extent / 2), 0), length - extent)
+    return start, start + extent
+
+
+def _pictures(images: Iterable[Image | Path | str], crops: Iterable[Box] | None) -> Iterator[Image]:
+    pairs = ((image, None) for image in images) if crops is None else zip(images, crops, strict=True)
+    for image, box in pairs:
+        picture = open_picture(image) if isinstance(image, str | Path) else image.convert("RGB")
+        yield picture if box is None else picture.crop(box)
+
+
+def open_picture(path: Path | str) -> Image:
+    """Read a picture as RGB; a file that is missing or no picture is a FluxscopeError naming it."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except FileNotFoundError:
+        raise FluxscopeError(
+            f"{path} is not there", "Run step 1 (collect) again: it makes it anew."
+        ) from None
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise FluxscopeError(
+            f"{path} is no readable picture ({error})", "Delete it and collect again."
+        ) from None
+
+
+def _batches(items: Iterator[Image], size: int) -> Iterator[Sequence[Image]]:
+    while batch := list(islice(items, size)):
+        yield batch

@@ -1,0 +1,221 @@
+"""Which features are worth showing: coherent top images, on many prompts, beyond chance (step 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int, Int32
+
+from fluxscope.dims import SMatrix
+from fluxscope.errors import ConfigError, FluxscopeError
+from fluxscope.measures.coherence import coherence, random_coherence
+from fluxscope.measures.ranking import Entries, TopLists, check_S, walk_entries
+
+RANKINGS = ("clip_coherence", "coherence_z", "crop_coherence", "coverage", "frequency")
+
+
+@dataclass(frozen=True)
+class RankedImages:
+    """The images that each feature fires on most, one per prompt.
+
+    Attributes:
+        image: int32 (f, m), rows of S by descending activation, the best image of each prompt, -1 after
+            the last; only images on which the feature is active.
+        score: float32 (f, m), their activations, -inf after the last.
+        coverage: int32 (f), distinct prompts on which the feature is active.
+        frequency: float32 (f), share of images on which it is active.
+    """
+
+    image: Int32[np.ndarray, "f m"]
+    score: Float32[np.ndarray, "f m"]
+    coverage: Int32[np.ndarray, " f"]
+    frequency: Float32[np.ndarray, " f"]
+
+
+@dataclass(frozen=True)
+class FeatureScores:
+    """What the selection knows of every feature. NaN stands for what was not, or cannot be, measured.
+
+    Attributes:
+        ranked: the top images behind the scores.
+        n_top: int32 (f), how many top images (of distinct prompts) there are.
+        clip_coherence: float32 (f), their mean pairwise cosine; NaN with too few prompts.
+        coherence_z: float32 (f), its distance from the coherence of random image sets of the same size and
+            of distinct prompts, in their standard deviations.
+        crop_coherence: float32 (f), the same of crops around the activation's peak (see with_crops).
+    """
+
+    ranked: RankedImages
+    n_top: Int32[np.ndarray, " f"]
+    clip_coherence: Float32[np.ndarray, " f"]
+    coherence_z: Float32[np.ndarray, " f"]
+    crop_coherence: Float32[np.ndarray, " f"]
+
+    def by(self, name: str) -> np.ndarray:
+        """The scores to rank by; a ConfigError names the known ones."""
+        if name not in RANKINGS:
+            raise ConfigError(f"rank_by is {name!r}", f"Choose one of {', '.join(RANKINGS)}.")
+        return np.asarray(getattr(self.ranked if name in ("coverage", "frequency") else self, name))
+
+
+def rank_images(
+    S: SMatrix, prompt_idx: Int[np.ndarray, " n"], eps: float, top_m: int, block: int | None = None
+) -> RankedImages:
+    """Walk S once and rank each feature's images by activation, keeping the first image of each prompt.
+
+    Args:
+        S: float32 (n, f), an array or a memory map; it is read in blocks of rows.
+        prompt_idx: the prompt of each row.
+        eps: a feature is active on an image when S > eps.
+        top_m: how many images to keep.
+
+    Raises:
+        FluxscopeError: S is empty, damaged, or has another number of rows than prompt_idx.
+    """
+    check_S(S)
+    n, f = S.shape
+    if len(prompt_idx) != n:
+        raise FluxscopeError(
+            f"S has {n} images, the prompts are of {len(prompt_idx)}", "Both must come from the same run."
+        )
+    prompt = np.unique(prompt_idx, return_inverse=True)[1].astype(np.int64)
+    lists, covered = TopLists(f, top_m, prompt), _Coverage(prompt, f)
+    count = np.zeros(f, np.int64)
+    for entries in walk_entries(S, block):
+        active = entries.where(entries.value > eps)
+        lists.push(active)
+        covered.push(active)
+        count += np.bincount(active.feature, minlength=f)
+    lists.settle()
+    return RankedImages(lists.image, lists.score, covered.count, (count / n).astype(np.float32))
+
+
+class _Coverage:
+    """Counts, for every feature, the distinct prompts it was seen with, one bit a pair: 50,000 prompts x
+    49,152 features take 300 MB, and no order of the images is asked for."""
+
+    def __init__(self, prompt: Int[np.ndarray, " n"], f: int) -> None:
+        self.prompt, self.f = prompt, f
+        self.seen = np.zeros((int(prompt.max()) + 1, (f + 7) // 8), np.uint8)
+
+    def push(self, active: Entries) -> None:
+        prompts, row = np.unique(self.prompt[active.image], return_inverse=True)
+        marks = np.zeros((len(prompts), self.f), bool)
+        marks[row, active.feature] = True
+        self.seen[prompts] |= np.packbits(marks, axis=1)
+
+    @property
+    def count(self) -> Int32[np.ndarray, " f"]:
+        count = np.zeros(self.f, np.int32)
+        for start in range(0, len(self.seen), 128):
+            count += np.unpackbits(self.seen[start : start + 128], axis=1, count=self.f).sum(
+                0, dtype=np.int32
+            )
+        return count
+
+
+def score_features(
+    ranked: RankedImages,
+    embeddings: Float32[np.ndarray, "n e"],
+    prompt_idx: Int[np.ndarray, " n"],
+    min_prompts: int = 6,
+) -> FeatureScores:
+    """Score the top images of all features at once.
+
+    Args:
+        ranked: from rank_images, over the same images as the embeddings.
+        embeddings: CLIP's, unit rows.
+        prompt_idx: the prompt of each image.
+        min_prompts: features with fewer top images get no coherence; where the run has fewer prompts than
+            that, all of its prompts are enough (but two at least).
+    """
+    top_m = ranked.image.shape[1]
+    n_top = (ranked.image >= 0).sum(1).astype(np.int32)
+    enough = max(2, min(min_prompts, top_m, len(np.unique(prompt_idx))))
+    sets = np.where((n_top >= enough)[:, None], ranked.image, -1)
+    value = coherence(embeddings, sets)
+    mean, deviation = random_coherence(embeddings, prompt_idx, top_m)
+    # Where every random set is the same set (all prompts are needed), chance has no spread and z no meaning.
+    deviation = np.where(deviation > 1e-9, deviation, np.nan)
+    z = ((value - mean[n_top]) / deviation[n_top]).astype(np.float32)
+    return FeatureScores(ranked, n_top, value, z, np.full(len(value), np.nan, np.float32))
+
+
+def with_crops(
+    scores: FeatureScores,
+    features: Int[np.ndarray, " c"],
+    crop_embeddings: Float32[np.ndarray, "r e"],
+    crop_sets: Int[np.ndarray, "c m"],
+) -> FeatureScores:
+    """Add the crop coherence of some features.
+
+    Args:
+        features: whose crops were embedded.
+        crop_embeddings: unit rows, one a crop.
+        crop_sets: the rows of crop_embeddings that belong to each feature, -1 after the last.
+    """
+    crops = scores.crop_coherence.copy()
+    crops[features] = coherence(crop_embeddings, crop_sets)
+    return replace(scores, crop_coherence=crops)
+
+
+def order_features(scores: FeatureScores, rank_by: str) -> Int[np.ndarray, " m"]:
+    """The features that have a coherence and the score asked for, best first, ties by lower id."""
+    value = scores.by(rank_by).astype(np.float64)
+    eligible = np.flatnonzero(np.isfinite(value) & np.isfinite(scores.clip_coherence))
+    return eligible[np.argsort(-value[eligible], kind="stable")]
+
+
+def select_features(
+    scores: FeatureScores,
+    image_ids: Sequence[int] | Int[np.ndarray, " n"],
+    rank_by: str = "clip_coherence",
+    top_features: int = 10,
+    top_examples: int = 4,
+    unique: bool = True,
+) -> list[dict[str, Any]]:
+    """Choose features greedily, best first, each with its example images.
+
+    With `unique` an image serves as an example once in the whole selection, and a feature that cannot
+    show `top_examples` images of its own is passed over.
+
+    Args:
+        image_ids: the id of each row of S.
+
+    Returns:
+        records of selected_features.json; fewer than top_features where the run doesn't hold more.
+    """
+    used: set[int] = set()
+    records: list[dict[str, Any]] = []
+    for feature in order_features(scores, rank_by):
+        if len(records) == top_features:
+            break
+        top = [int(i) for i in scores.ranked.image[feature] if i >= 0]
+        examples = [i for i in top if not (unique and i in used)][:top_examples]
+        if len(examples) < top_examples:
+            continue
+        used.update(examples)
+        records.append(_record(scores, int(feature), top, examples, image_ids))
+    return records
+
+
+def _record(
+    scores: FeatureScores, feature: int, top: list[int], examples: list[int], image_ids: Any
+) -> dict[str, Any]:
+    def number(values: np.ndarray) -> float | None:
+        return float(values[feature]) if np.isfinite(values[feature]) else None  # JSON knows no NaN
+
+    return {
+        "feature_id": feature,
+        "clip_coherence": number(scores.clip_coherence),
+        "coherence_z": number(scores.coherence_z),
+        "crop_coherence": number(scores.crop_coherence),
+        "coverage": int(scores.ranked.coverage[feature]),
+        "frequency": float(scores.ranked.frequency[feature]),
+        "n_top": int(scores.n_top[feature]),
+        "example_image_ids": [int(image_ids[i]) for i in examples],
+        "top_m_image_ids": [int(image_ids[i]) for i in top],
+    }
