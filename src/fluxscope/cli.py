@@ -1,0 +1,204 @@
+"""The command line. Settings become flags from Config's own fields, so that help pages cannot go stale.
+
+This is the one place that catches FluxscopeError and prints it: one line of what, one line of what to do.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from fluxscope import __version__
+from fluxscope.config import Config, load_config, make_config, setting_type, settings_table
+from fluxscope.errors import FluxscopeError
+from fluxscope.files import explain_os_error
+from fluxscope.progress import Reporter
+from fluxscope.steps.step import Step
+from fluxscope.steps.table import STEPS
+
+NO_FLAG = ("patch_size", "patch_grid")
+"""Settings that follow from the model or from the picture's size."""
+
+SHORT_NAMES = {"active_layer": "--layer"}
+
+OWN_OPTIONS = ("steps", "all", "keep_going", "force", "quiet")
+"""Options of commands that are no settings."""
+
+EVERYWHERE = ("out_dir", "model_id", "active_layer")
+"""Settings that every step takes, beside its own: they say whose files are meant."""
+
+ConfigFile = Annotated[
+    Optional[Path],  # noqa: UP045 -- read by typer at run time
+    typer.Option("--config", help="Settings file: TOML, or a Python file like interp_scripts/config.py."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Make everything anew, even what is up to date.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+Steps = Annotated[str, typer.Option("--steps", help="Steps to run, such as 1,2,3 or 1-4.")]
+All = Annotated[bool, typer.Option("--all", help="Run all eleven steps.")]
+KeepGoing = Annotated[
+    bool, typer.Option("--keep-going", help="After a step that fails, go on with the next.")
+]
+Checkpoint = Annotated[Path, typer.Argument(help="An SAE checkpoint, or the folder of one.")]
+
+
+def main() -> None:
+    """The `fluxscope` command."""
+    build_app()()
+
+
+def script(command: str, kind: type[Config]) -> None:
+    """A front door in interp_scripts/: one command, with the settings of the Config class beside it."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command()(commands(kind)[command])
+    app(prog_name=Path(sys.argv[0]).name)
+
+
+def build_app() -> typer.Typer:
+    """The whole command line."""
+    app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+    @app.callback(invoke_without_command=True)
+    def fluxscope(
+        version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    ) -> None:
+        """Look inside FLUX image models with sparse autoencoders."""
+        if version:
+            print(f"fluxscope {__version__}")
+            raise typer.Exit
+
+    for name, command in commands(None).items():
+        app.command(name)(command)
+    app.command("sae-info")(sae_info)
+    return app
+
+
+def commands(kind: type[Config] | None) -> dict[str, Callable[..., None]]:
+    """Every command that takes settings: `run`, one for each step, `doctor`.
+
+    Args:
+        kind: the Config class that gives the defaults; None for the package's own and a --config flag.
+    """
+    flags = tuple(settings_table())
+    made = {"run": with_settings(run, flags, kind)}
+    for step in STEPS:
+        command = functools.partial(one_step, step)
+        command.__doc__ = f"Step {step.number}: {step.summary}"
+        made[step.name] = with_settings(command, (*EVERYWHERE, *step.settings), kind)
+    made["doctor"] = with_settings(doctor, flags, kind)
+    return made
+
+
+def with_settings(
+    function: Callable[..., None], settings: tuple[str, ...], kind: type[Config] | None
+) -> Callable[..., None]:
+    """Turn function(config, ...) into a command that takes these settings, and its own options, as flags."""
+    own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name in OWN_OPTIONS]
+    if kind is None:
+        own.insert(0, _option("config", ConfigFile, None))
+    flags = [_flag(name) for name in dict.fromkeys(settings) if name not in NO_FLAG]
+
+    def command(**given: Any) -> None:
+        with clear_errors():
+            chosen = {flag.name: given.pop(flag.name) for flag in flags}
+            chosen = {name: value for name, value in chosen.items() if value is not None}
+            config = make_config(kind, **chosen) if kind else load_config(given.pop("config"), **chosen)
+            function(config, **given)
+
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own] + flags
+    command.__doc__ = function.__doc__
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _flag(name: str) -> inspect.Parameter:
+    """The flag of a setting: its name with dashes, its meaning as the help text."""
+    field = settings_table()[name]
+    kind, _ = setting_type(name)
+    dashed = "--" + name.replace("_", "-")
+    names = [f"{dashed}/--no-{name.replace('_', '-')}"] if kind is bool else [dashed]
+    if name in SHORT_NAMES:
+        names.append(SHORT_NAMES[name])
+    help = field.metadata["help"]
+    if "choices" in field.metadata:
+        help += f" One of: {', '.join(str(choice) for choice in field.metadata['choices'])}."
+    if field.default is not None:
+        help += f" [default: {field.default}]"
+    option = typer.Option(*names, help=help, show_default=False, rich_help_panel="Settings")
+    return _option(name, Annotated[Optional[kind], option], None)  # type: ignore[valid-type]  # noqa: UP045
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Print users' mistakes in two lines and leave with a code that is not 0; ours keep their traceback."""
+    try:
+        yield
+    except FluxscopeError as error:
+        _complain(error)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        clear = explain_os_error(error, error.filename or "the output")
+        if not isinstance(clear, FluxscopeError):
+            raise
+        _complain(clear)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("\nStopped. Finished work is kept.\n  Run the same command again to go on.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _complain(error: FluxscopeError) -> None:
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"  {error.hint}", file=sys.stderr)
+
+
+def run(
+    config: Config,
+    steps: Steps = "",
+    all: All = False,
+    keep_going: KeepGoing = False,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the pipeline: steps 1-6 and 8, or those asked for."""
+    from fluxscope.steps.pipeline import DEFAULT_STEPS, parse_steps, run_pipeline
+
+    wanted = parse_steps("1-11" if all else steps or DEFAULT_STEPS)
+    run_pipeline(config, Reporter(quiet), wanted, force=force, keep_going=keep_going)
+
+
+def one_step(step: Step, config: Config, force: Force = False, quiet: Quiet = False) -> None:
+    from fluxscope.steps.pipeline import run_pipeline
+
+    run_pipeline(config, Reporter(quiet), (step,), force=force)
+
+
+def doctor(config: Config) -> None:
+    """Say what is here, what a run with these settings will need, and what is missing."""
+    from fluxscope.doctor import examine
+
+    if not examine(config):
+        raise typer.Exit(1)
+
+
+def sae_info(file: Checkpoint) -> None:
+    """Print what an SAE checkpoint holds."""
+    from fluxscope.sae.formats import describe
+
+    with clear_errors():
+        rows = describe(file)
+        width = max(len(label) for label, _ in rows)
+        for label, value in rows:
+            print(f"{label:<{width}}  {value}")

@@ -1,0 +1,318 @@
+"""The settings of a run: one frozen dataclass, checked when it is made.
+
+A setting left at None takes the value that fits the model (`MODEL_DEFAULTS`). Settings come from, later
+ones winning: the defaults here, a file (TOML, or a Python file that defines `Config`), flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fluxscope.embedded import CLIP_SHAPES, FLUX_SHAPES, TEST_PROMPTS, shipped_sae
+from fluxscope.errors import ConfigError
+
+MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
+    FLUX_SHAPES: {
+        "height": 128,
+        "width": 128,
+        "max_sequence_length": 20,
+        "batch_size": 16,
+        "clip_model_id": CLIP_SHAPES,
+        "prompts_path": str(TEST_PROMPTS),
+        "layer5_sae_path": str(shipped_sae(5)),
+        "layer15_sae_path": str(shipped_sae(15)),
+    },
+    # Any other model is taken for one of FLUX.1's family.
+    "": {
+        "height": 256,
+        "width": 256,
+        "max_sequence_length": 512,
+        "batch_size": 4,
+        "clip_model_id": "openai/clip-vit-base-patch32",
+        "prompts_path": "prompts/natural.txt",
+        "layer5_sae_path": "",
+        "layer15_sae_path": "",
+    },
+}
+"""What a setting left at None means, by model."""
+
+
+def setting(default: Any, help: str, **bounds: Any) -> Any:
+    """A field of Config with its meaning and unit, and the bounds that hold for it.
+
+    Bounds: `low` and `high` (inclusive), `above` (exclusive), `multiple_of`, `choices`.
+    """
+    return field(default=default, metadata={"help": help, **bounds})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run.
+
+    Raises:
+        ConfigError: a setting is unknown, of the wrong type, or out of range.
+    """
+
+    # --- where things are ---
+    out_dir: str = setting("interp_output", "Folder that holds all the output of the run.")
+    images_subdir: str = setting("images", "Folder of the pictures, inside out_dir.")
+    overlays_subdir: str = setting("overlays", "Folder of the overlays, inside out_dir.")
+
+    # --- the model ---
+    model_id: str = setting(
+        FLUX_SHAPES, "Model: flux-shapes, a Hub name such as black-forest-labs/FLUX.1-dev, or a folder."
+    )
+    device: str = setting("auto", "Device of the model: auto, cpu, cuda or cuda:N.")
+    dtype: str = setting("auto", "Precision of the model.", choices=("auto", "float32", "bfloat16"))
+
+    # --- the SAEs ---
+    layer5_sae_path: str | None = setting(None, "SAE checkpoint for block 5. None: the model's bundled one.")
+    layer15_sae_path: str | None = setting(
+        None, "SAE checkpoint for block 15. None: the model's bundled one."
+    )
+    active_layer: int = setting(15, "Block that the run is about: 5 or 15.", choices=(5, 15))
+    site_pattern: str = setting(
+        "double.{layer}.ff", "Where in a block the SAEs listen; {layer} stands for its number."
+    )
+    sae_device: str = setting("auto", "Device of the SAEs: auto (the model's), cpu, cuda or cuda:N.")
+    token_chunk_size: int = setting(256, "Tokens encoded at a time.", low=1)
+
+    # --- the pictures ---
+    height: int | None = setting(None, "Height in pixels. None: the model's own.", low=16, multiple_of=16)
+    width: int | None = setting(None, "Width in pixels. None: the model's own.", low=16, multiple_of=16)
+    patch_size: int = setting(16, "Pixels along a side of one image token; fixed by the model.", low=1)
+    num_inference_steps: int = setting(20, "Denoising steps of a picture.", low=1)
+    guidance_scale: float = setting(3.5, "Strength of the (distilled) guidance.", low=0.0)
+    max_sequence_length: int | None = setting(None, "Text tokens of a prompt. None: the model's own.", low=1)
+    target_step_number: int = setting(
+        14, "Denoising step whose activations are looked at, counted from 1.", low=1
+    )
+    prompts_path: str | None = setting(None, "File of prompts, one a line. None: the model's sample prompts.")
+    max_prompts: int = setting(0, "Use only the first so many prompts; 0 uses all.", low=0)
+    reps_per_prompt: int = setting(2, "Pictures of each prompt, each with a seed of its own.", low=1)
+    base_seed: int = setting(42, "Seed of the first picture.", low=0)
+    batch_size: int | None = setting(
+        None, "Pictures generated at a time. None: 16 for flux-shapes, else 4.", low=1
+    )
+
+    # --- analysis ---
+    eps_alive: float = setting(1e-4, "A feature is active where its activation exceeds this.", low=0.0)
+    top_k_per_image: int = setting(20, "Top images kept for each feature.", low=1)
+    clip_model_id: str | None = setting(
+        None, "CLIP model: a Hub name or folder. None: the one that fits the model."
+    )
+    clip_batch_size: int = setting(32, "Pictures embedded at a time.", low=1)
+    clip_device: str = setting("auto", "Device of CLIP: auto, cpu, cuda or cuda:N.")
+
+    # --- selection ---
+    top_m_per_feature: int = setting(
+        20, "Top images, of distinct prompts, that a feature's coherence is taken over.", low=2
+    )
+    min_prompts: int = setting(6, "Distinct prompts that a feature must be active on to be selected.", low=2)
+    top_features: int = setting(10, "Features selected.", low=1)
+    top_examples_per_feature: int = setting(4, "Example images of each selected feature.", low=1)
+    enforce_global_unique_images: bool = setting(True, "Show each image with one feature only.")
+    rank_by: str = setting(
+        "clip_coherence",
+        "Score that ranks the features.",
+        choices=("clip_coherence", "coherence_z", "coverage", "crop_coherence"),
+    )
+
+    # --- pictures of features ---
+    patch_grid: tuple[int, int] | None = setting(
+        None, "Token rows and columns of a picture. None: from its size."
+    )
+    alpha_scale: float = setting(
+        0.8, "Opacity of the heatmap where the activation is highest.", low=0.0, high=1.0
+    )
+    overlay_style: str = setting(
+        "smooth", "Heatmaps: smooth (bilinear) or blocky (one square a token).", choices=("smooth", "blocky")
+    )
+    clip_percentile: float = setting(
+        99.0, "Percentile of a token map at which its heatmap saturates.", low=0.0, high=100.0
+    )
+    compare_layers: bool = setting(True, "Collect the other layer in the same pass, for step 9.")
+
+    def __post_init__(self) -> None:
+        own = MODEL_DEFAULTS.get(self.model_id, MODEL_DEFAULTS[""])
+        for name, value in own.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for each in _FIELDS.values():
+            object.__setattr__(self, each.name, _checked(each, getattr(self, each.name)))
+        if self.target_step_number > self.num_inference_steps:
+            raise ConfigError(
+                f"target_step_number {self.target_step_number} is past the last of "
+                f"{self.num_inference_steps} steps",
+                "Steps count from 1: choose one that the run has, or raise num_inference_steps.",
+            )
+        if self.patch_grid is None:
+            object.__setattr__(self, "patch_grid", self.image_token_grid)
+        elif self.patch_grid != self.image_token_grid:
+            raise ConfigError(
+                f"patch_grid {self.patch_grid} does not fit a picture of {self.height} x {self.width}",
+                f"Leave it at None, or set it to {self.image_token_grid}.",
+            )
+
+    @property
+    def target_step_index(self) -> int:
+        """The target step counted from 0."""
+        return self.target_step_number - 1
+
+    @property
+    def image_token_grid(self) -> tuple[int, int]:
+        """Rows and columns of image tokens."""
+        assert self.height is not None and self.width is not None
+        return self.height // self.patch_size, self.width // self.patch_size
+
+    @property
+    def n_image_tokens(self) -> int:
+        rows, columns = self.image_token_grid
+        return rows * columns
+
+    @property
+    def sae_paths(self) -> dict[int, str]:
+        """The configured checkpoint of each layer that has one."""
+        paths = {5: self.layer5_sae_path, 15: self.layer15_sae_path}
+        return {layer: path for layer, path in paths.items() if path}
+
+    @property
+    def sae_ckpt_path(self) -> str:
+        """The active layer's checkpoint.
+
+        Raises:
+            ConfigError: none is configured.
+        """
+        if self.active_layer not in self.sae_paths:
+            raise ConfigError(
+                f"no SAE checkpoint is set for layer {self.active_layer} of {self.model_id}",
+                f"Set layer{self.active_layer}_sae_path, or train one with fluxscope train.",
+            )
+        return self.sae_paths[self.active_layer]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The active layer and, where it is to be compared and has an SAE, the other one."""
+        others = [layer for layer in self.sae_paths if layer != self.active_layer]
+        return (self.active_layer, *(others if self.compare_layers else ()))
+
+    def site_of(self, layer: int) -> str:
+        """The name of the site that the SAE of `layer` listens at."""
+        return self.site_pattern.format(layer=layer)
+
+
+_FIELDS = {each.name: each for each in dataclasses.fields(Config)}
+_TYPES = typing.get_type_hints(Config)
+
+
+def settings_table() -> dict[str, dataclasses.Field]:
+    """Every setting by name, with its default and, in `metadata`, its meaning and bounds."""
+    return dict(_FIELDS)
+
+
+def setting_type(name: str) -> tuple[type, bool]:
+    """The type of a setting, and whether it may be None."""
+    hint = _TYPES[name]
+    if isinstance(hint, types.UnionType):
+        inner = next(part for part in typing.get_args(hint) if part is not type(None))
+        return typing.get_origin(inner) or inner, True
+    return typing.get_origin(hint) or hint, False
+
+
+def _checked(each: dataclasses.Field, value: Any) -> Any:
+    """The value in its setting's type, or the error that says what is wrong with it."""
+    wanted, optional = setting_type(each.name)
+    if value is None and optional:
+        return None
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if wanted is str and isinstance(value, Path):
+        value = str(value)
+    if wanted is tuple and isinstance(value, list):
+        value = tuple(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise ConfigError(f"{each.name} must be {wanted.__name__}, not {value!r}", each.metadata["help"])
+    _check_bounds(each, value)
+    return value
+
+
+def _check_bounds(each: dataclasses.Field, value: Any) -> None:
+    bounds = each.metadata
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{each.name} must be a finite number, not {value}", bounds["help"])
+    if "choices" in bounds and value not in bounds["choices"]:
+        allowed = ", ".join(str(choice) for choice in bounds["choices"])
+        raise ConfigError(f"{each.name} cannot be {value!r}", f"Choose one of: {allowed}.")
+    if "low" in bounds and value < bounds["low"]:
+        raise ConfigError(f"{each.name} is {value}, but must be at least {bounds['low']}", bounds["help"])
+    if "high" in bounds and value > bounds["high"]:
+        raise ConfigError(f"{each.name} is {value}, but must be at most {bounds['high']}", bounds["help"])
+    unit = bounds.get("multiple_of")
+    if unit and value % unit:
+        below, above = value // unit * unit, (value // unit + 1) * unit
+        raise ConfigError(
+            f"{each.name} is {value}, but must be a multiple of {unit}",
+            f"Use {above}." if below == 0 else f"Use {below} or {above}.",
+        )
+
+
+def reject_unknown(names: typing.Iterable[str]) -> None:
+    """Raise ConfigError for the first name that is no setting, naming the nearest one."""
+    for name in names:
+        if name not in _FIELDS:
+            near = difflib.get_close_matches(name, _FIELDS, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]}?" if near else "docs/help.md lists the settings."
+            raise ConfigError(f"unknown setting: {name}", hint)
+
+
+def make_config(kind: type[Config] = Config, **overrides: Any) -> Config:
+    """A Config with the given settings, an unknown one refused with the nearest name."""
+    reject_unknown(overrides)
+    return kind(**overrides)
+
+
+def load_config(path: Path | str | None, **overrides: Any) -> Config:
+    """Settings of a file, overridden by flags.
+
+    Args:
+        path: a TOML file with the settings' names as keys, a Python file that defines `Config` (it is
+            executed: name only files that you trust), or None for the defaults.
+        overrides: settings that win over the file's.
+
+    Raises:
+        ConfigError: the file is missing, is neither, or holds an unknown or wrong setting.
+    """
+    if path is None:
+        return make_config(**overrides)
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"settings file not found: {path}", "Check the path given with --config.")
+    if path.suffix == ".py":
+        return make_config(_config_class(path), **overrides)
+    if path.suffix != ".toml":
+        raise ConfigError(
+            f"{path} is neither a .toml nor a .py file", "Give a file of one of these two kinds."
+        )
+    try:
+        values = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}", "Mend that line.") from None
+    return make_config(**{**values, **overrides})
+
+
+def _config_class(path: Path) -> type[Config]:
+    import runpy
+
+    kind = runpy.run_path(str(path)).get("Config")
+    if not (isinstance(kind, type) and issubclass(kind, Config)):
+        raise ConfigError(f"{path} defines no Config", "Start from interp_scripts/config.py.")
+    reject_unknown(each.name for each in dataclasses.fields(kind))
+    return kind

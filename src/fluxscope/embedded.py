@@ -1,0 +1,24 @@
+"""Where the things lie that ship with the package, and the short names they go by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SHAPES = Path(__file__).resolve().parent / "shapes"
+WEIGHTS = SHAPES / "weights"
+TEST_PROMPTS = SHAPES / "test_prompts.txt"
+
+FLUX_SHAPES = "flux-shapes"
+CLIP_SHAPES = "clip-shapes"
+
+SHIPPED = {name: WEIGHTS / name for name in (FLUX_SHAPES, CLIP_SHAPES)}
+
+
+def shipped_sae(layer: int) -> Path:
+    """The SAE that ships for a block of flux-shapes."""
+    return WEIGHTS / f"sae_layer{layer:02d}" / "sae_best.pt"
+
+
+def resolve(name: str) -> str:
+    """The folder of a model that ships, for its short name; any other name comes back as it is."""
+    return str(SHIPPED.get(name, name))

@@ -1,0 +1,206 @@
+"""The lasting side of a collection: whose folder it is, how far it came, and what it ends with.
+
+A target is one layer that is collected: its SAE, its codes on disk, its files. Everything that can be
+wrong with settings, checkpoints or the folder is found here, before anything is generated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fluxscope import __version__
+from fluxscope.config import Config
+from fluxscope.errors import CheckpointError, RunDirError
+from fluxscope.files import atomic_write, read_json, read_jsonl, write_json
+from fluxscope.models.sites import Site, parse_site
+from fluxscope.models.spec import ModelSpec, read_spec
+from fluxscope.rundir import RunDir
+from fluxscope.sae.base import LinearSae
+from fluxscope.sae.formats import SaeInfo, load
+from fluxscope.steps.prompts import Job
+from fluxscope.store import CodeStore
+
+IDENTITY = (
+    "model_id",
+    "dtype",
+    "site_pattern",
+    "height",
+    "width",
+    "num_inference_steps",
+    "guidance_scale",
+    "max_sequence_length",
+    "target_step_number",
+    "reps_per_prompt",
+    "base_seed",
+)
+"""Settings that decide what pictures and codes a folder holds; one folder holds those of one identity."""
+
+
+@dataclass
+class Target:
+    """One layer to collect. `done` counts its committed pictures."""
+
+    layer: int
+    site: Site
+    sae: LinearSae
+    info: SaeInfo
+    store: CodeStore
+    files: RunDir
+    sae_hash: str
+    done: int
+
+
+def open_targets(config: Config, jobs: list[Job], device: torch.device) -> list[Target]:
+    """Check everything, load the SAEs and open their stores, each cut back to its last commit.
+
+    Raises:
+        CheckpointError: an SAE is missing, damaged, or of another width than its site.
+        RunDirError: the folder belongs to other settings.
+    """
+    config.sae_ckpt_path  # noqa: B018 -- raises when the active layer has no SAE
+    spec = read_spec(config.model_id)
+    saes = {layer: load_sae_for(config, layer, spec, device) for layer in config.layers}
+    hashes = {layer: info.sha256() for layer, (_, info) in saes.items()}
+    check_folder(config, jobs, hashes)
+    targets = []
+    for layer, (sae, info) in saes.items():
+        files = RunDir.of(config, layer)
+        site = parse_site(config.site_of(layer))
+        store = CodeStore.create(
+            files.codes, site.name, config.target_step_index, config.n_image_tokens, sae.hidden_dim
+        )
+        done = repair_manifest(files, config.batch_size or 1)
+        target = Target(layer, site, sae, info, store, files, hashes[layer], done)
+        store.truncate(target.done)
+        write_run_log(config, target, jobs, completed=target.done, seconds=0.0)
+        targets.append(target)
+    return targets
+
+
+def load_sae_for(
+    config: Config, layer: int, spec: ModelSpec, device: torch.device
+) -> tuple[LinearSae, SaeInfo]:
+    """Load a layer's SAE and compare its width with the model's."""
+    path = config.sae_paths[layer]
+    sae, info = load(path, device)
+    if sae.input_dim != spec.width:
+        raise CheckpointError(
+            f"the SAE {path} reads activations of width {sae.input_dim}, "
+            f"but {config.site_of(layer)} of {config.model_id} has width {spec.width}",
+            "Choose an SAE that was trained on this model and site.",
+        )
+    return sae, info
+
+
+def check_folder(config: Config, jobs: list[Job], sae_hashes: dict[int, str]) -> None:
+    """Refuse a folder whose pictures or codes were made with other settings, prompts or SAEs."""
+    for layer in config.layers:
+        log = RunDir.of(config, layer).run_log
+        if not log.is_file():
+            continue
+        old = read_json(log).get("identity", {})
+        for name, value in identity(config, jobs, sae_hashes[layer]).items():
+            if name in old and old[name] != value:
+                raise RunDirError(
+                    f"{config.out_dir} was made with {name} = {old[name]}, not {value}",
+                    "Choose a new folder with --out-dir, or give --force to make this one anew.",
+                )
+
+
+def identity(config: Config, jobs: list[Job], sae_hash: str) -> dict[str, Any]:
+    """What decides which pictures and codes a layer's files hold."""
+    prompts = "\n".join(job.prompt for job in jobs)
+    return {name: getattr(config, name) for name in IDENTITY} | {
+        "num_images": len(jobs),
+        "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
+        "sae_sha256": sae_hash,
+    }
+
+
+def repair_manifest(files: RunDir, batch_size: int) -> int:
+    """Cut a manifest back to whole commits and return how many pictures it lists.
+
+    A killed writer can leave part of a batch's lines, the last of them cut short. Then the whole batch is
+    made again, so that its pictures come from a batch of the same size as in an uninterrupted run.
+    """
+    path = files.manifest
+    if not path.is_file():
+        return 0
+    rows = len(read_jsonl(path))
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        rows = rows // batch_size * batch_size
+        os.truncate(path, sum(len(line) for line in lines[:rows]))
+    return rows
+
+
+def clear(config: Config) -> None:
+    """Take away what an earlier collection left in the folder, commit records first."""
+    for layer in (5, 15):
+        files = RunDir.of(config, layer)
+        for path in (files.manifest, files.s_matrix):
+            path.unlink(missing_ok=True)
+    root = RunDir.of(config)
+    shutil.rmtree(root.codes, ignore_errors=True)
+    for picture in root.images.glob("img_*.png"):
+        picture.unlink()
+    for layer in (5, 15):
+        RunDir.of(config, layer).run_log.unlink(missing_ok=True)
+
+
+def write_s_matrix(target: Target, images_per_block: int = 64) -> None:
+    """Write S[i, f], the largest code of feature f over the tokens of image i, from the stored codes."""
+    store = target.store
+    with atomic_write(target.files.s_matrix) as file:
+        shape = (store.n_images, store.n_features)
+        header = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
+            "fortran_order": False,
+            "shape": shape,
+        }
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, codes in store.blocks(images_per_block):
+            file.write(codes.max_over_tokens(store.n_tokens).numpy().tobytes())
+
+
+def write_run_log(config: Config, target: Target, jobs: list[Job], completed: int, seconds: float) -> None:
+    """Write run_log.json: settings, checkpoint, versions, and how far the collection is."""
+    import diffusers
+    import transformers
+
+    path = target.files.run_log
+    before = read_json(path).get("total_time_seconds", 0.0) if path.is_file() else 0.0
+    settings = dataclasses.asdict(config)
+    write_json(
+        path,
+        settings
+        | {
+            "layer_index": target.layer,
+            "site": target.site.name,
+            "target_step_index": config.target_step_index,
+            "sae_ckpt_path": str(target.info.path),
+            "sae_hidden_dim": target.sae.hidden_dim,
+            "sae_config": target.info.config,
+            "sae_sha256": target.sae_hash,
+            "n_image_tokens": config.n_image_tokens,
+            "num_prompts": len({job.prompt_idx for job in jobs}),
+            "num_images": len(jobs),
+            "images_completed": completed,
+            "total_time_seconds": round(before + seconds, 3),
+            "identity": identity(config, jobs, target.sae_hash),
+            "fluxscope": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+        },
+    )
