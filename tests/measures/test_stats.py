@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from measures_data import EPS, sparse_S
 
 from fluxscope.errors import FluxscopeError, MissingInputError
-from fluxscope.measures.ranking import TopLists, nonzero_entries
+from fluxscope.measures.ranking import TopLists, check_S, nonzero_entries
 from fluxscope.measures.stats import feature_stats
 
 
@@ -80,7 +80,7 @@ def test_empty_S():
     with pytest.raises(MissingInputError, match="0 images, 8 features"):
         feature_stats(np.zeros((0, 8), np.float32), EPS, 4)
     with pytest.raises(FluxscopeError, match="1 dimensions"):
-        feature_stats(np.zeros(8, np.float32), EPS, 4)
+        check_S(np.zeros(8, np.float32))
     with pytest.raises(FluxscopeError, match="top_k is 0"):
         feature_stats(np.ones((2, 2), np.float32), EPS, 0)
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from fluxscope.errors import CheckpointError, FluxscopeError
+from fluxscope.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,8 +33,9 @@ def load_clip(name: str | Path, device: str = "cpu") -> tuple[Any, Any]:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     try:
-        model: Any = CLIPModel.from_pretrained(str(name))
-        processor = CLIPImageProcessorPil.from_pretrained(str(name))
+        with quiet_libraries():
+            model: Any = CLIPModel.from_pretrained(str(name))
+            processor = CLIPImageProcessorPil.from_pretrained(str(name))
     except Exception as error:  # from_pretrained raises OSError, ValueError, SafetensorError, KeyError, ...
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

@@ -50,7 +50,7 @@ def check_unit_rows(embeddings: Float32[np.ndarray, "n e"]) -> None:
 
 def random_coherence(
     embeddings: Float32[np.ndarray, "n e"], group: Int[np.ndarray, " n"], largest: int
-) -> tuple[Float64[np.ndarray, " m+1"], Float64[np.ndarray, " m+1"]]:
+) -> tuple[Float64[np.ndarray, " sizes"], Float64[np.ndarray, " sizes"]]:
     """Give mean and standard deviation of the coherence of random sets, exactly, without drawing any.
 
     A random set of m images: m distinct groups (prompts) drawn without replacement, one image of each drawn

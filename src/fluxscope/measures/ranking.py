@@ -32,7 +32,7 @@ class Entries:
         return Entries(self.image[mask], self.feature[mask], self.value[mask])
 
 
-def check_S(S: SMatrix) -> None:
+def check_S(S: np.ndarray) -> None:
     """Refuse an S that is no matrix or holds nothing.
 
     Raises:

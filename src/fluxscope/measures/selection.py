@@ -62,7 +62,7 @@ class FeatureScores:
 
 
 def rank_images(
-    S: SMatrix, prompt_idx: Int[np.ndarray, " n"], eps: float, top_m: int, block: int | None = None
+    S: SMatrix, prompt_idx: Int[np.ndarray, " images"], eps: float, top_m: int, block: int | None = None
 ) -> RankedImages:
     """Walk S once and rank each feature's images by activation, keeping the first image of each prompt.
 

@@ -1,0 +1,161 @@
+"""From a feature's code at every image token to a heatmap over the picture.
+
+Tokens lie on a grid of rows x columns, row-major; the picture may have any shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from fluxscope.dims import Picture, TokenMap
+from fluxscope.errors import FluxscopeError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BLUE = (32, 112, 255)
+"""The overlay's default colour: clear of most photographs' own hues, and told apart by the colour-blind."""
+
+Grid = int | tuple[int, int]
+"""Rows and columns of tokens; one number for a square grid."""
+
+HeatMap = Float32[np.ndarray, "h w"]
+
+
+def token_map_to_heatmap(
+    token_values: TokenMap,
+    image_width: int,
+    image_height: int,
+    token_grid_size: Grid,
+    clip_percentile: float = 99.0,
+    min_clip: float = 1e-6,
+) -> HeatMap:
+    """Spread token values smoothly (bilinear) over a picture.
+
+    Args:
+        token_values: one value per image token, row-major.
+        token_grid_size: (rows, columns), or one number for a square.
+        clip_percentile: values from this percentile on are drawn at full strength; where so few tokens are
+            active that the percentile is nothing, the largest value takes its place.
+        min_clip: never scale by less than this, so that noise stays dark.
+
+    Returns:
+        float32 (image_height, image_width), 0 to 1.
+
+    Raises:
+        FluxscopeError: the number of tokens isn't that of the grid, or a value isn't finite.
+    """
+    from PIL import Image
+
+    share = normalised_grid(token_values, token_grid_size, clip_percentile, min_clip)
+    smooth = Image.fromarray(share).resize((image_width, image_height), Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(smooth, dtype=np.float32), 0, 1)
+
+
+def token_map_to_blocky_heatmap(
+    token_values: TokenMap,
+    image_width: int,
+    image_height: int,
+    token_grid_size: Grid,
+    clip_percentile: float = 99.0,
+    min_clip: float = 1e-6,
+) -> HeatMap:
+    """The same with one flat rectangle per token: what the SAE saw, nothing interpolated."""
+    share = normalised_grid(token_values, token_grid_size, clip_percentile, min_clip)
+    rows = np.arange(image_height) * share.shape[0] // image_height
+    columns = np.arange(image_width) * share.shape[1] // image_width
+    return share[rows[:, None], columns]
+
+
+def normalised_grid(
+    token_values: TokenMap, token_grid_size: Grid, clip_percentile: float, min_clip: float
+) -> Float32[np.ndarray, "rows columns"]:
+    """Token values on their grid, 0 to 1; arguments and errors as in token_map_to_heatmap."""
+    values = np.asarray(token_values, dtype=np.float32).reshape(-1)
+    rows, columns = (token_grid_size,) * 2 if isinstance(token_grid_size, int) else token_grid_size
+    if values.size != rows * columns:
+        raise FluxscopeError(
+            f"the token map has {values.size} tokens, the grid {rows} x {columns} = {rows * columns}",
+            "The grid is height / 16 by width / 16: use the size of the run that made the map.",
+        )
+    if not np.isfinite(values).all():
+        raise FluxscopeError("the token map holds NaN or Infinity", "Collect again with bf16 or fp32.")
+    full = float(np.percentile(values, clip_percentile))
+    if full <= min_clip:
+        full = max(float(values.max()), min_clip)
+    return np.clip(values / full, 0, 1).reshape(rows, columns)
+
+
+def overlay_heatmap(
+    base_rgb: Picture | Image,
+    heatmap: Float[np.ndarray, "h w"],
+    alpha_scale: float = 0.8,
+    color: tuple[int, int, int] = BLUE,
+) -> Picture:
+    """Lay a heatmap over a picture: at heat 1 the colour covers `alpha_scale` of it, at 0 nothing.
+
+    Raises:
+        FluxscopeError: picture and heatmap have different sizes.
+    """
+    base = as_rgb(base_rgb)
+    if base.shape[:2] != heatmap.shape:
+        raise FluxscopeError(
+            f"the picture is {base.shape[1]} x {base.shape[0]}, the heatmap "
+            f"{heatmap.shape[1]} x {heatmap.shape[0]}",
+            "Make the heatmap for this picture's width and height.",
+        )
+    alpha = np.clip(heatmap, 0, 1)[..., None] * alpha_scale
+    return np.rint(base * (1 - alpha) + np.array(color) * alpha).astype(np.uint8)
+
+
+def create_side_by_side(
+    left: Picture | Image,
+    right: Picture | Image,
+    padding: int = 8,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> Picture:
+    """Put two pictures beside each other."""
+    return create_feature_grid([left, right], 2, padding, background)
+
+
+def create_feature_grid(
+    images: Sequence[Picture | Image],
+    ncols: int = 4,
+    padding: int = 8,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> Picture:
+    """Put pictures on a grid, row by row, each centred in a cell of the largest width and height.
+
+    Raises:
+        FluxscopeError: there are no pictures.
+    """
+    if not images:
+        raise FluxscopeError("no pictures to put on a grid", "Select at least one feature with examples.")
+    pictures = [as_rgb(image) for image in images]
+    height, width = (max(p.shape[axis] for p in pictures) for axis in (0, 1))
+    ncols = min(max(ncols, 1), len(pictures))
+    nrows = -(-len(pictures) // ncols)
+    size = (nrows * (height + padding) - padding, ncols * (width + padding) - padding, 3)
+    canvas: UInt8[np.ndarray, "h w 3"] = np.full(size, background, np.uint8)
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, ncols)
+        top = row * (height + padding) + (height - picture.shape[0]) // 2
+        left = column * (width + padding) + (width - picture.shape[1]) // 2
+        canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return canvas
+
+
+def as_rgb(picture: Picture | Image) -> Picture:
+    """Any picture as uint8 (h, w, 3)."""
+    if isinstance(picture, np.ndarray):
+        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            raise FluxscopeError(
+                f"a picture of {picture.dtype} with shape {picture.shape} is no RGB picture",
+                "Give uint8 (height, width, 3) or a PIL image.",
+            )
+        return picture
+    return np.asarray(picture.convert("RGB"))

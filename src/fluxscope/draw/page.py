@@ -1,0 +1,95 @@
+"""The page under every sheet: a head with title and legend, room for the body, a foot with the settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fluxscope.dims import Picture
+from fluxscope.draw.heatmap import BLUE, as_rgb
+from fluxscope.draw.text import FAINT, INK, LINE, PAPER, SOFT, font, line_height, wrap, write_lines
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+
+MARGIN = 36
+RAMP = 150  # width of the legend, pixels
+
+
+def blank_page(
+    body: tuple[int, int], title: str, subtitle: str = "", footer: str = "", ramp: bool = True
+) -> tuple[Image, ImageDraw, int]:
+    """Make a page for a body of (width, height) pixels.
+
+    Args:
+        ramp: draw the legend of the overlays' colour.
+
+    Returns:
+        the page, its pen, and the y at which the body begins; its x is MARGIN.
+    """
+    from PIL import Image, ImageDraw
+
+    width = body[0] + 2 * MARGIN
+    room = body[0] - (RAMP + 20 if ramp else 0)
+    title_lines = wrap(title, font(26, True), room, 2)
+    subtitle_lines = wrap(subtitle, font(14), room, 2)
+    top = (
+        MARGIN
+        + len(title_lines) * line_height(font(26, True))
+        + len(subtitle_lines) * line_height(font(14))
+        + 12
+    )
+    foot_lines = wrap(footer, font(12), body[0], 3)
+    foot = MARGIN + (len(foot_lines) * line_height(font(12)) if foot_lines else -12)
+    page = Image.new("RGB", (width, top + body[1] + foot), PAPER)
+    draw = ImageDraw.Draw(page)
+    write_lines(draw, (MARGIN, MARGIN - 6), title_lines, font(26, True), INK)
+    y = MARGIN - 2 + len(title_lines) * line_height(font(26, True))
+    write_lines(draw, (MARGIN, y), subtitle_lines, font(14), SOFT)
+    write_lines(draw, (MARGIN, top + body[1] + 14), foot_lines, font(12), FAINT)
+    if ramp:
+        _draw_ramp(draw, width - MARGIN - RAMP, MARGIN + 2)
+    return page, draw, top
+
+
+def _draw_ramp(draw: ImageDraw, left: int, top: int) -> None:
+    for x in range(RAMP):
+        share = 0.85 * x / (RAMP - 1)
+        colour = tuple(round(255 * (1 - share) + c * share) for c in BLUE)
+        draw.line((left + x, top, left + x, top + 9), fill=colour)
+    draw.rectangle((left, top, left + RAMP - 1, top + 9), outline=LINE)
+    draw.text((left, top + 13), "inactive", FAINT, font(11))
+    draw.text((left + RAMP, top + 13), "strongest", FAINT, font(11), anchor="ra")
+
+
+def paste_framed(
+    page: Image, draw: ImageDraw, corner: tuple[int, int], picture: Picture | Image, size: tuple[int, int]
+) -> None:
+    """Paste a picture, scaled to a size, inside a hairline."""
+    left, top = corner
+    page.paste(resized(picture, size), corner)
+    draw.rectangle((left - 1, top - 1, left + size[0], top + size[1]), outline=LINE)
+
+
+def fitted_size(pictures: list[Picture | Image], tile: int) -> tuple[int, int]:
+    """Width and height of the box that the largest picture fills when its longest side is `tile`."""
+    shapes = [as_rgb(picture).shape for picture in pictures]
+    height, width = max(s[0] for s in shapes), max(s[1] for s in shapes)
+    return round(tile * width / max(width, height)), round(tile * height / max(width, height))
+
+
+def resized(picture: Picture | Image, size: tuple[int, int]) -> Image:
+    """A picture scaled to fill a box, keeping its shape, centred on grey where it leaves room."""
+    from PIL import Image
+
+    image = Image.fromarray(as_rgb(picture))
+    scale = min(size[0] / image.width, size[1] / image.height)
+    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(inner, Image.Resampling.LANCZOS)
+    if inner == size:
+        return image
+    box = Image.fromarray(np.full((size[1], size[0], 3), LINE, np.uint8))
+    box.paste(image, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+    return box

@@ -1,0 +1,241 @@
+"""Plots of features and layers: one message each, the same clean style, never a global state of matplotlib.
+
+Every function returns a PIL picture, so that callers write it whole or not at all. Colours are Okabe and
+Ito's (2008), which the colour-blind tell apart.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import numpy as np
+from jaxtyping import Float, Int
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+P = ParamSpec("P")
+DPI = 150
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 13,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9EA5B0",
+    "axes.labelcolor": "#4B5260",
+    "xtick.color": "#4B5260",
+    "ytick.color": "#4B5260",
+    "axes.grid": True,
+    "grid.color": "#E9EBEF",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "text.color": "#1C2028",
+}
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Image]:
+    """Draw inside the style, leave matplotlib's settings as they were, and give the figure as a picture."""
+
+    @wraps(draw)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> Image:
+        import matplotlib
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            draw(*args, **kwargs).savefig(buffer, format="png", dpi=DPI)
+        return Image.open(buffer).convert("RGB")
+
+    return inside
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+    """A figure of its own (inches) and its axes, outside pyplot, so that nothing is kept or shown."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.12))
+    return figure, figure.subplots(rows, columns)
+
+
+@styled
+def decoder_directions(
+    feature_ids: Int[np.ndarray, " m"],
+    encoder: Float[np.ndarray, "m d"],
+    decoder: Float[np.ndarray, "m d"],
+) -> Figure:
+    """Draw what each feature writes (decoder) and reads (encoder), both as unit vectors, a panel a feature.
+
+    The three dimensions that the decoder uses most are named.
+    """
+    count, width = decoder.shape
+    figure, axes = new_figure(10.0, 0.9 + 1.15 * count, count)
+    for ax, feature, reads, writes in zip(
+        np.atleast_1d(axes), feature_ids, unit_rows(encoder), unit_rows(decoder), strict=True
+    ):
+        dimension = np.arange(width)
+        ax.fill_between(dimension, writes, step="mid", color=COLOURS[0], alpha=0.75, lw=0, label="decoder")
+        ax.plot(dimension, reads, color=COLOURS[1], lw=0.7 if width > 512 else 1, label="encoder")
+        for top in np.argsort(-np.abs(writes))[:3]:
+            ax.annotate(
+                str(top), (top, writes[top]), (0, 3 if writes[top] > 0 else -9), textcoords="offset points",
+                ha="center", fontsize=7, color="#6A7280",
+            )  # fmt: skip
+        ax.set_xlim(-1, width)
+        ax.margins(y=0.25)
+        ax.tick_params(labelsize=8)
+        ax.set_ylabel(f"{feature}", rotation=0, ha="right", va="center", fontweight="bold", labelpad=10)
+        cosine = float(reads @ writes)
+        ax.text(1.01, 0.5, f"cos {cosine:.2f}", transform=ax.transAxes, va="center", fontsize=9)
+        ax.tick_params(labelbottom=ax is np.atleast_1d(axes)[-1])
+    first, last = np.atleast_1d(axes)[0], np.atleast_1d(axes)[-1]
+    first.set_title("What each feature writes (decoder) and reads (encoder)")
+    first.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=9, borderaxespad=0.3)
+    last.set_xlabel("dimension of the activation (both vectors at unit length)")
+    return figure
+
+
+@styled
+def similarity_matrix(
+    cosine: Float[np.ndarray, "m n"],
+    row_ids: Sequence[int] | np.ndarray,
+    column_ids: Sequence[int] | np.ndarray | None = None,
+    title: str = "How alike are the features' decoder directions?",
+    label: str = "cosine",
+) -> Figure:
+    """Draw cosines or correlations (-1 to 1) as an annotated map."""
+    rows, columns = cosine.shape
+    side = min(max(0.62 * max(rows, columns), 4.0), 14.0)
+    figure, ax = new_figure(side + 1.4, side * rows / max(rows, columns) + 1.1)
+    shown = ax.imshow(cosine, cmap="RdBu_r", vmin=-1, vmax=1)
+    ax.set_title(title)
+    ax.set_xticks(
+        range(columns), [str(i) for i in (row_ids if column_ids is None else column_ids)], rotation=45
+    )
+    ax.set_yticks(range(rows), [str(i) for i in row_ids])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    if max(rows, columns) <= 24:
+        for (i, j), value in np.ndenumerate(cosine):
+            ink = "white" if abs(value) > 0.6 else "#1C2028"
+            ax.text(j, i, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=8, color=ink)
+    bar = figure.colorbar(shown, ax=ax, shrink=0.8, label=label)
+    bar.outline.set_visible(False)
+    return figure
+
+
+@styled
+def frequency_histogram(
+    frequency: Float[np.ndarray, " f"], n_images: int, title: str = "How often does each feature fire?"
+) -> Figure:
+    """Draw the features' frequencies on a logarithmic scale, dead ones named apart, bounds at 1% and 10%."""
+    figure, ax = new_figure(8.0, 4.2)
+    alive = frequency[frequency > 0]
+    dead = len(frequency) - len(alive)
+    bins = frequency_bins(n_images)
+    ax.hist(alive, bins, color=COLOURS[0], alpha=0.85, edgecolor="white", lw=0.7)
+    frequency_axis(ax, bins)
+    ax.margins(y=0.12)
+    ax.set_ylabel("features")
+    head(
+        ax,
+        title,
+        f"{len(alive):,} alive, {dead:,} dead ({dead / max(len(frequency), 1):.0%}), {n_images:,} images",
+    )
+    for bound, below, above in ((0.01, "rare ", " common"), (0.1, "", " very common")):
+        if bins[0] < bound:
+            ax.axvline(bound, color="#6A7280", lw=1, ls=(0, (4, 3)))
+            place = {"transform": ax.get_xaxis_transform(), "va": "top", "fontsize": 9, "color": "#6A7280"}
+            ax.text(bound, 0.99, below, ha="right", **place)
+            ax.text(bound, 0.99, above, ha="left", **place)
+    return figure
+
+
+@styled
+def frequency_comparison(
+    frequencies: Mapping[str, Float[np.ndarray, " f"]],
+    n_images: int,
+    title: str = "How often do the features of each layer fire?",
+) -> Figure:
+    """Draw several layers' frequencies as density outlines on one logarithmic scale."""
+    figure, ax = new_figure(8.0, 4.2)
+    bins = frequency_bins(n_images)
+    for (name, frequency), colour in zip(frequencies.items(), COLOURS, strict=False):
+        alive = frequency[frequency > 0]
+        share = np.full(len(alive), 1 / max(len(frequency), 1))
+        label = f"{name}: {len(alive):,} alive, {len(frequency) - len(alive):,} dead"
+        ax.hist(alive, bins, weights=share, histtype="stepfilled", color=colour, alpha=0.18)
+        ax.hist(alive, bins, weights=share, histtype="step", color=colour, lw=2, label=label)
+    frequency_axis(ax, bins)
+    percent_axis(ax.yaxis)
+    ax.set_ylabel("share of the layer's features")
+    head(ax, title, legend=True)
+    return figure
+
+
+@styled
+def l0_comparison(
+    l0: Mapping[str, Float[np.ndarray, " n"]],
+    unit: str = "image",
+    title: str = "How many features are active at once?",
+) -> Figure:
+    """Draw the number of active features per image (or token) for several layers."""
+    figure, ax = new_figure(8.0, 4.2)
+    low = min(float(values.min()) for values in l0.values())
+    high = max(float(values.max()) for values in l0.values())
+    bins = np.linspace(low - 0.5, high + 0.5, int(min(41, high - low + 2)))
+    for (name, values), colour in zip(l0.items(), COLOURS, strict=False):
+        ax.hist(
+            values, bins, color=colour, alpha=0.55, label=f"{name}: {values.mean():.1f} ± {values.std():.1f}"
+        )
+        ax.axvline(values.mean(), color=colour, lw=2)
+    ax.set_xlabel(f"active features per {unit} (L0; lines: means)")
+    ax.set_ylabel(f"{unit}s")
+    head(ax, title, legend=True)
+    return figure
+
+
+def unit_rows(rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def head(ax: Axes, title: str, subtitle: str = "", legend: bool = False) -> None:
+    """Set the title, and between it and the plot, where nothing can be covered, a line or the legend."""
+    ax.set_title(title, pad=30)
+    ax.text(0, 1.04, subtitle, transform=ax.transAxes, va="bottom", color="#6A7280")
+    if legend:
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2, handlelength=1.4)
+
+
+def frequency_bins(n_images: int) -> Float[np.ndarray, " bins"]:
+    """Edges between whole numbers of images, about evenly spaced in their logarithm: no bin is empty only
+    because no frequency can fall into it."""
+    counts = np.unique(np.rint(np.geomspace(1, max(n_images, 2), 40)))
+    return (np.append(counts, counts[-1] + 1) - 0.5) / max(n_images, 1)
+
+
+def frequency_axis(ax: Axes, bins: Float[np.ndarray, " bins"]) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    ax.set_xscale("log")
+    ax.set_xlim(bins[0], bins[-1])
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    ax.set_xlabel("share of images on which the feature is active")
+
+
+def percent_axis(axis: Any) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(1, decimals=0))

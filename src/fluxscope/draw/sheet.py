@@ -1,0 +1,191 @@
+"""The contact sheet: one card per feature, its numbers on the left, the pictures it fires on beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fluxscope.dims import Picture
+from fluxscope.draw.page import MARGIN, blank_page, fitted_size, paste_framed
+from fluxscope.draw.text import FAINT, INK, LINE, PANEL, SOFT, font, line_height, shorten, wrap, write_lines
+from fluxscope.errors import MissingInputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+
+GAP, PAD = 14, 16
+SIDE = 172  # width of the card's column of numbers
+CAPTION, SMALL = 13, 12  # sizes of type, pixels
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture on which a feature fires.
+
+    Attributes:
+        overlay: the picture under its heatmap.
+        original: the bare picture, for the comparison sheet.
+        caption: its prompt.
+        note: a few words in grey above the caption, such as "image 12, activation 3.4".
+    """
+
+    overlay: Picture | Image
+    original: Picture | Image
+    caption: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class FeatureCard:
+    """A feature with its examples; None stands for a number that was not measured."""
+
+    feature_id: int
+    examples: Sequence[Example]
+    clip_coherence: float | None = None
+    coherence_z: float | None = None
+    crop_coherence: float | None = None
+    frequency: float | None = None
+    coverage: int | None = None
+    name: str = ""
+
+    def numbers(self) -> list[tuple[str, str]]:
+        """Label and value of what is known, in the order of the card."""
+        shown = [
+            ("coherence", self.clip_coherence, "{:.3f}"),
+            ("z against chance", self.coherence_z, "{:+.1f}"),
+            ("crop coherence", self.crop_coherence, "{:.3f}"),
+            ("frequency", self.frequency, "{:.1%}"),
+            ("prompts covered", self.coverage, "{}"),
+        ]
+        return [(label, form.format(value)) for label, value, form in shown if value is not None]
+
+
+def contact_sheet(
+    cards: Sequence[FeatureCard],
+    title: str,
+    subtitle: str = "",
+    footer: str = "",
+    tile: int = 184,
+    across: int = 1,
+) -> Image:
+    """Draw the contact sheet: each example as its overlay, its prompt below.
+
+    Args:
+        cards: one a feature, drawn in this order.
+        title, subtitle: the head of the sheet.
+        footer: the settings in a line, so that a sheet explains itself when it travels alone.
+        tile: longest side of a picture, pixels.
+        across: how many cards stand beside each other.
+
+    Raises:
+        MissingInputError: there are no cards, or none has an example.
+    """
+    return _sheet(cards, title, subtitle, footer, tile, across, both=False)
+
+
+def comparison_sheet(
+    cards: Sequence[FeatureCard],
+    title: str,
+    subtitle: str = "",
+    footer: str = "",
+    tile: int = 150,
+    across: int = 1,
+) -> Image:
+    """The same with the bare picture at the left of each overlay."""
+    return _sheet(cards, title, subtitle, footer, tile, across, both=True)
+
+
+def _sheet(
+    cards: Sequence[FeatureCard], title: str, subtitle: str, footer: str, tile: int, across: int, both: bool
+) -> Image:
+    if not any(card.examples for card in cards):
+        raise MissingInputError("no feature has an example to show", "Run steps 4 and 5 (select, overlays).")
+    layout = _Layout.of(cards, tile, both)
+    across = min(max(across, 1), len(cards))
+    down = -(-len(cards) // across)
+    step = (layout.card_width + GAP, layout.card_height + GAP)
+    body = (across * step[0] - GAP, down * step[1] - GAP)
+    page, draw, top = blank_page(body, title, subtitle, footer)
+    for number, card in enumerate(cards):
+        row, column = divmod(number, across)
+        _draw_card(page, draw, (MARGIN + column * step[0], top + row * step[1]), card, layout)
+    return page
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Sizes shared by all cards of a sheet, pixels."""
+
+    picture: tuple[int, int]
+    both: bool
+    most: int
+    note: bool
+    caption_lines: int
+
+    @classmethod
+    def of(cls, cards: Sequence[FeatureCard], tile: int, both: bool) -> _Layout:
+        examples = [example for card in cards for example in card.examples]
+        picture = fitted_size([example.overlay for example in examples], tile)
+        cell = picture[0] * 2 + 2 if both else picture[0]
+        needed = max(len(wrap(e.caption, font(CAPTION), cell, 3)) for e in examples)
+        return cls(picture, both, max(len(c.examples) for c in cards), any(e.note for e in examples), needed)
+
+    @property
+    def cell_width(self) -> int:
+        return self.picture[0] * 2 + 2 if self.both else self.picture[0]
+
+    @property
+    def card_width(self) -> int:
+        return PAD + SIDE + self.most * (self.cell_width + GAP) - GAP + PAD
+
+    @property
+    def card_height(self) -> int:
+        text = self.caption_lines * line_height(font(CAPTION)) + (
+            line_height(font(SMALL)) if self.note else 0
+        )
+        return max(PAD + self.picture[1] + (8 if text else 0) + text + PAD - 4, 168)
+
+
+def _draw_card(
+    page: Image, draw: ImageDraw, corner: tuple[int, int], card: FeatureCard, layout: _Layout
+) -> None:
+    left, top = corner
+    box = (left, top, left + layout.card_width - 1, top + layout.card_height - 1)
+    draw.rounded_rectangle(box, radius=10, fill=PANEL, outline=LINE)
+    _draw_numbers(draw, (left + PAD, top + PAD), card)
+    for place, example in enumerate(card.examples):
+        x = left + PAD + SIDE + place * (layout.cell_width + GAP)
+        _draw_example(page, draw, (x, top + PAD), example, layout)
+
+
+def _draw_numbers(draw: ImageDraw, corner: tuple[int, int], card: FeatureCard) -> None:
+    left, top = corner
+    draw.text((left, top - 2), "FEATURE", FAINT, font(10, True))
+    draw.text((left, top + 10), str(card.feature_id), INK, font(24, True))
+    top += 46
+    if card.name:
+        lines = wrap(card.name, font(CAPTION), SIDE - 24, 2)
+        write_lines(draw, (left, top - 4), lines, font(CAPTION), INK)
+        top += len(lines) * line_height(font(CAPTION)) + 4
+    for label, value in card.numbers():
+        draw.text((left, top), label, SOFT, font(SMALL))
+        draw.text((left + SIDE - 28, top), value, INK, font(SMALL, True), anchor="ra")
+        top += 20
+
+
+def _draw_example(
+    page: Image, draw: ImageDraw, corner: tuple[int, int], example: Example, layout: _Layout
+) -> None:
+    left, top = corner
+    pictures = [example.original, example.overlay] if layout.both else [example.overlay]
+    for number, picture in enumerate(pictures):
+        paste_framed(page, draw, (left + number * (layout.picture[0] + 2), top), picture, layout.picture)
+    top += layout.picture[1] + 8
+    if layout.note:
+        note = shorten(example.note, font(SMALL), layout.cell_width)
+        draw.text((left, top), note, FAINT, font(SMALL))
+        top += line_height(font(SMALL))
+    lines = wrap(example.caption, font(CAPTION), layout.cell_width, layout.caption_lines)
+    write_lines(draw, (left, top), lines, font(CAPTION), INK)

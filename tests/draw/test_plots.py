@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from fluxscope.draw import plots
+
+RNG = np.random.default_rng(0)
+DIRECTIONS = RNG.standard_normal((3, 40)).astype(np.float32)
+FREQUENCY = np.array([0, 0, 0.0125, 0.1, 1], np.float32)
+
+DRAWINGS = {
+    "decoder_directions": lambda: plots.decoder_directions(np.arange(3), DIRECTIONS, DIRECTIONS),
+    "one direction": lambda: plots.decoder_directions(np.arange(1), DIRECTIONS[:1], DIRECTIONS[:1]),
+    "similarity_matrix": lambda: plots.similarity_matrix(np.eye(3), [4, 5, 6]),
+    "rectangular matrix": lambda: plots.similarity_matrix(np.zeros((2, 30)), [1, 2], range(30)),
+    "frequency_histogram": lambda: plots.frequency_histogram(FREQUENCY, 80),
+    "all dead": lambda: plots.frequency_histogram(np.zeros(4), 1),
+    "frequency_comparison": lambda: plots.frequency_comparison({"a": FREQUENCY, "b": FREQUENCY}, 80),
+    "l0_comparison": lambda: plots.l0_comparison({"a": RNG.random(9) * 50, "b": np.full(9, 7.0)}),
+}
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_plots_are_pictures_and_leave_no_trace(name):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    picture = DRAWINGS[name]()
+    assert picture.mode == "RGB"
+    assert min(picture.size) > 200
+    assert np.asarray(picture).std() > 5
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_bins_have_no_gaps_and_hold_every_possible_frequency():
+    for n in (1, 7, 80, 20000):
+        bins = plots.frequency_bins(n)
+        counts = np.arange(1, min(n, 500) + 1) / n
+        assert bins[0] < counts[0]
+        assert bins[-1] > 1
+        assert (np.diff(bins) >= 1 / n - 1e-12).all()
