@@ -20,6 +20,7 @@ from fluxscope.config import Config, load_config, make_config, setting_type, set
 from fluxscope.errors import FluxscopeError
 from fluxscope.files import explain_os_error
 from fluxscope.progress import Reporter
+from fluxscope.quiet import quiet_imports
 from fluxscope.steps.step import Step
 from fluxscope.steps.table import STEPS
 
@@ -50,19 +51,23 @@ Checkpoint = Annotated[Path, typer.Argument(help="An SAE checkpoint, or the fold
 
 def main() -> None:
     """The `fluxscope` command."""
+    quiet_imports()
     build_app()()
 
 
 def script(command: str, kind: type[Config]) -> None:
     """A front door in interp_scripts/: one command, with the settings of the Config class beside it."""
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    quiet_imports()
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command()(commands(kind)[command])
     app(prog_name=Path(sys.argv[0]).name)
 
 
 def build_app() -> typer.Typer:
     """The whole command line."""
-    app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+    app = typer.Typer(
+        add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
 
     @app.callback(invoke_without_command=True)
     def fluxscope(

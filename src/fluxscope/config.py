@@ -123,7 +123,7 @@ class Config:
     rank_by: str = setting(
         "clip_coherence",
         "Score that ranks the features.",
-        choices=("clip_coherence", "coherence_z", "coverage", "crop_coherence"),
+        choices=("clip_coherence", "coherence_z", "crop_coherence", "coverage", "frequency"),
     )
 
     # --- pictures of features ---

@@ -180,7 +180,7 @@ def read_torch_checkpoint(path: Path | str) -> dict[str, Any]:
                 "It could run code. Ask its author for a state dict or a safetensors file.",
             ) from None
         raise _damaged(path) from None
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
         raise _damaged(path) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path} holds no dictionary", "It is not a checkpoint of an SAE.")

@@ -13,6 +13,7 @@ last, so that a killed writer leaves at most rows that `truncate` takes away.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,8 +127,13 @@ class CodeStore:
 
 
 def _make_group(path: Path, n_tokens: int, n_features: int) -> None:
+    """Make the empty arrays beside their place, and rename: a killed maker leaves no half of a store."""
+    beside = path.with_name(f".{path.name}.tmp")
     try:
-        group = zarr.open_group(path, mode="w", attributes={"n_tokens": n_tokens, "n_features": n_features})
+        shutil.rmtree(beside, ignore_errors=True)
+        group = zarr.open_group(
+            beside, mode="w", attributes={"n_tokens": n_tokens, "n_features": n_features}
+        )
         squeeze = zarr.codecs.BloscCodec(cname="zstd", clevel=5, shuffle="shuffle")
         for name, dtype, chunk in (
             ("feature", "int32", ENTRIES_PER_CHUNK),
@@ -138,5 +144,6 @@ def _make_group(path: Path, n_tokens: int, n_features: int) -> None:
         indptr = group["indptr"]
         assert isinstance(indptr, zarr.Array)
         indptr.append(np.zeros(1, np.int64))
+        beside.rename(path)
     except OSError as error:
         raise explain_os_error(error, path) from error

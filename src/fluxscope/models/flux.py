@@ -6,9 +6,7 @@ Encoding the prompts first and dropping the text encoders halves the memory that
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from torch import Tensor
 from fluxscope.embedded import resolve
 from fluxscope.errors import CheckpointError, ConfigError, FluxscopeError
 from fluxscope.models.placement import free_memory
+from fluxscope.quiet import quiet_libraries
 
 PROMPTS_AT_A_TIME = 16
 SMALL_VOCABULARY = 500
@@ -41,18 +40,18 @@ class PromptEmbedding:
 
 def encode_prompts(
     model_id: str, prompts: Sequence[str], max_sequence_length: int, device: torch.device, dtype: torch.dtype
-) -> tuple[dict[str, PromptEmbedding], str]:
+) -> tuple[dict[str, PromptEmbedding], list[str]]:
     """Embed each distinct prompt once; the text encoders leave the device afterwards.
 
     Returns:
-        The embedding of each prompt, on the CPU, and one line about words that the model does not know
-        (empty when it knows them all).
+        The embedding of each prompt, on the CPU, and warnings for the user: words that the model does not
+        know, prompts that were cut.
     """
     pipe = _load(model_id, dtype, transformer=None, vae=None).to(device)
     _check_sequence_length(pipe, max_sequence_length)
     distinct = list(dict.fromkeys(prompts))
     embeddings: dict[str, PromptEmbedding] = {}
-    with torch.inference_mode(), _quiet_truncation():
+    with torch.inference_mode(), quiet_libraries():
         for first in range(0, len(distinct), PROMPTS_AT_A_TIME):
             batch = distinct[first : first + PROMPTS_AT_A_TIME]
             tokens, pooled, _ = pipe.encode_prompt(
@@ -60,27 +59,36 @@ def encode_prompts(
             )
             for prompt, t, p in zip(batch, tokens.cpu(), pooled.cpu(), strict=True):
                 embeddings[prompt] = PromptEmbedding(t.clone(), p.clone())
-    warning = warn_of_unknown_words(pipe.tokenizer_2, distinct)
+    tokenizer = pipe.tokenizer_2
+    warnings = [*unknown_words(tokenizer, distinct), *cut_prompts(tokenizer, distinct, max_sequence_length)]
     del pipe
     free_memory(device)
-    return embeddings, warning
+    return embeddings, warnings
 
 
-def warn_of_unknown_words(tokenizer: Any, prompts: Sequence[str]) -> str:
-    """One line that lists the words a tokenizer reads as unknown, and those it knows if they are few."""
+def unknown_words(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """A warning that lists the words a tokenizer reads as unknown, and those it knows if they are few."""
     words = dict.fromkeys(word.strip(".,;:!?\"'()") for prompt in prompts for word in prompt.lower().split())
     unk = tokenizer.unk_token_id
     unknown = [
         word for word in words if word and unk in tokenizer(word, add_special_tokens=False)["input_ids"]
     ]
     if not unknown:
-        return ""
-    line = f"words the model does not know: {', '.join(unknown)}"
+        return []
+    warning = f"words the model does not know: {', '.join(unknown)}"
     vocabulary = tokenizer.get_vocab()
     if len(vocabulary) < SMALL_VOCABULARY:
         known = sorted(word for piece in vocabulary if (word := piece.strip("▁")).isalpha())
-        line += f". It knows: {', '.join(known)}"
-    return line
+        warning += f". It knows: {', '.join(known)}"
+    return [warning]
+
+
+def cut_prompts(tokenizer: Any, prompts: Sequence[str], max_sequence_length: int) -> list[str]:
+    """A warning that counts the prompts longer than the model is told to read."""
+    with quiet_libraries():
+        lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    longer = sum(length > max_sequence_length for length in lengths)
+    return [f"{longer} prompts were cut after {max_sequence_length} text tokens"] if longer else []
 
 
 def _check_sequence_length(pipe: FluxPipeline, length: int) -> None:
@@ -90,18 +98,6 @@ def _check_sequence_length(pipe: FluxPipeline, length: int) -> None:
             f"max_sequence_length is {length}, but this model reads at most {min(longest, 512)} text tokens",
             "Lower max_sequence_length, or leave it unset.",
         )
-
-
-@contextlib.contextmanager
-def _quiet_truncation() -> Iterator[None]:
-    """Long prompts are cut, as FLUX does; we say so once, not once a prompt and tokenizer."""
-    logger = logging.getLogger("transformers.tokenization_utils_base")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def load_denoiser(model_id: str, device: torch.device, dtype: torch.dtype) -> FluxPipeline:
@@ -117,8 +113,8 @@ def _load(model_id: str, dtype: torch.dtype, **without: None) -> FluxPipeline:
     if Path(place).is_dir():
         check_weights(Path(place))
     try:
-        with _no_progress_bars():
-            pipe = FluxPipeline.from_pretrained(place, torch_dtype=dtype, **without)
+        with quiet_libraries():
+            pipe = FluxPipeline.from_pretrained(place, dtype=dtype, **without)
     except (OSError, ValueError, RuntimeError) as error:
         raise FluxscopeError(
             f"the model {model_id} cannot be loaded: {str(error).strip().splitlines()[0]}",
@@ -126,21 +122,6 @@ def _load(model_id: str, dtype: torch.dtype, **without: None) -> FluxPipeline:
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    before = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(before)
 
 
 def check_weights(folder: Path) -> None:

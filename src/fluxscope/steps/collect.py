@@ -22,7 +22,7 @@ from fluxscope.models.sample import PictureSpec, decode, denoise
 from fluxscope.models.sites import Site
 from fluxscope.sae.codes import SparseCodes, encode_sparse
 from fluxscope.steps.collection import Target, clear, open_targets, write_run_log, write_s_matrix
-from fluxscope.steps.prompts import Job, plan_jobs
+from fluxscope.steps.jobs import Job, plan_jobs
 from fluxscope.steps.step import Context
 
 
@@ -54,8 +54,8 @@ def generate(context: Context, jobs: list[Job], targets: list[Target], done: int
     dtype = pick_dtype(config.dtype, device)
     prompts = [job.prompt for job in jobs]
     assert config.max_sequence_length is not None
-    embeddings, warning = encode_prompts(config.model_id, prompts, config.max_sequence_length, device, dtype)
-    if warning:
+    embeddings, warnings = encode_prompts(config.model_id, prompts, config.max_sequence_length, device, dtype)
+    for warning in warnings:
         report.say(f"     warning: {warning}")
     maker = PictureMaker(context, targets, device, dtype)
     began = time.monotonic()

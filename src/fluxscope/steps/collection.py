@@ -26,7 +26,7 @@ from fluxscope.models.spec import ModelSpec, read_spec
 from fluxscope.rundir import RunDir
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.formats import SaeInfo, load
-from fluxscope.steps.prompts import Job
+from fluxscope.steps.jobs import Job
 from fluxscope.store import CodeStore
 
 IDENTITY = (

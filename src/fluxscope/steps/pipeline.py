@@ -49,7 +49,10 @@ def run_pipeline(
     began = time.monotonic()
     failures: list[FluxscopeError] = []
     for position, step in enumerate(steps):
-        context = Context(config, RunDir.of(config), report, force)
+        files = RunDir.of(config)
+        if step.shared:
+            files = RunDir.of(config, files.first_layer)
+        context = Context(config, files, report, force)
         try:
             run_step(step, context, STEPS)
         except FluxscopeError as error:

@@ -44,6 +44,7 @@ class Step:
         summary: one line: what it does.
         needs, makes: the files it reads and writes, by their names in RunDir.
         settings: the settings that its results depend on.
+        shared: whether its results are the same for every layer; they then lie with the first one's.
     """
 
     number: int
@@ -53,6 +54,7 @@ class Step:
     needs: tuple[str, ...]
     makes: tuple[str, ...]
     settings: tuple[str, ...]
+    shared: bool = False
 
     def run(self, context: Context) -> str:
         return importlib.import_module(f"fluxscope.steps.{self.module}").run(context)

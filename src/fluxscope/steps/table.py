@@ -40,6 +40,7 @@ STEPS: tuple[Step, ...] = (
         needs=("manifest",),
         makes=("clip_embeddings", "clip_meta", "clip_image_ids", "clip_prompt_idx", "clip_seeds"),
         settings=("clip_model_id", "clip_batch_size", "clip_device"),
+        shared=True,
     ),
     Step(
         number=4,

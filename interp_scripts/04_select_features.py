@@ -1,0 +1,7 @@
+"""Step 4: select the most interpretable features by CLIP coherence."""
+
+from config import Config
+from fluxscope.cli import script
+
+if __name__ == "__main__":
+    script("select", Config)

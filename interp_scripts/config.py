@@ -1,0 +1,81 @@
+"""The settings of every script in this folder. Edit the values here; flags override them.
+
+`fluxscope` reads them too when told to: `fluxscope run --config interp_scripts/config.py`.
+None means: what fits the model (for flux-shapes 128 x 128 pixels and the SAEs that ship with it; for
+FLUX.1-dev 256 x 256 and openai/clip-vit-base-patch32). What each setting means: docs/help.md.
+
+For FLUX.1-dev set model_id to "black-forest-labs/FLUX.1-dev", prompts_path to a file of your prompts
+(prompts/natural.txt holds 100), and the two SAE paths to your checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fluxscope import config as fluxscope_config
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Config(fluxscope_config.Config):
+    # Where things are
+    out_dir: str = "interp_output"
+    images_subdir: str = "images"
+    overlays_subdir: str = "overlays"
+
+    # The model
+    model_id: str = "flux-shapes"
+    device: str = "auto"
+    dtype: str = "auto"
+
+    # The SAEs
+    layer5_sae_path: str | None = None
+    layer15_sae_path: str | None = None
+    active_layer: int = 15
+    site_pattern: str = "double.{layer}.ff"
+    sae_device: str = "auto"
+    token_chunk_size: int = 256
+
+    # The pictures
+    height: int | None = None
+    width: int | None = None
+    patch_size: int = 16
+    num_inference_steps: int = 20
+    guidance_scale: float = 3.5
+    max_sequence_length: int | None = None
+    target_step_number: int = 14  # counted from 1
+    prompts_path: str | None = str(REPOSITORY / "test_prompts.txt")
+    max_prompts: int = 0  # 0: all of them
+    reps_per_prompt: int = 2
+    base_seed: int = 42
+    batch_size: int | None = None
+
+    # Analysis
+    eps_alive: float = 1e-4
+    top_k_per_image: int = 20
+    clip_model_id: str | None = None
+    clip_batch_size: int = 32
+    clip_device: str = "auto"
+
+    # Selection
+    top_m_per_feature: int = 20
+    min_prompts: int = 6
+    top_features: int = 10
+    top_examples_per_feature: int = 4
+    enforce_global_unique_images: bool = True
+    rank_by: str = "clip_coherence"
+
+    # Pictures of features
+    patch_grid: tuple[int, int] | None = None
+    alpha_scale: float = 0.8
+    clip_percentile: float = 99.0
+    overlay_style: str = "smooth"
+    compare_layers: bool = True
+
+
+def get_config(**overrides: Any) -> Config:
+    """These settings, some of them overridden; an unknown name is an error that tells the nearest one."""
+    return fluxscope_config.make_config(Config, **overrides)

@@ -1,0 +1,23 @@
+"""Small readers and writers for the files of a result folder, by the names that existing scripts use."""
+
+from fluxscope.records import (
+    append_jsonl,
+    count_manifest_rows,
+    ensure_dir,
+    load_manifest,
+    read_json,
+    read_jsonl,
+    read_prompts,
+    write_json,
+)
+
+__all__ = [
+    "append_jsonl",
+    "count_manifest_rows",
+    "ensure_dir",
+    "load_manifest",
+    "read_json",
+    "read_jsonl",
+    "read_prompts",
+    "write_json",
+]

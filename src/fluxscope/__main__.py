@@ -1,0 +1,6 @@
+"""`python -m fluxscope`."""
+
+from fluxscope.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Step 2: which features are alive, how often and how strongly they fire, and on which images most."""
+
+from __future__ import annotations
+
+from fluxscope.files import load_npy, save_npy, save_npz, write_json
+from fluxscope.measures.stats import feature_stats
+from fluxscope.steps.step import Context
+
+
+def run(context: Context) -> str:
+    config, files = context.config, context.files
+    s = load_npy(files.s_matrix, mmap=True)
+    stats = feature_stats(s, config.eps_alive, config.top_k_per_image)
+    save_npy(files.alive_features, stats.alive)
+    save_npy(files.activation_freq, stats.frequency)
+    save_npz(
+        files.topk_per_feature,
+        top_idx=stats.top_idx,
+        top_scores=stats.top_scores,
+        k=len(stats.top_idx),
+        eps=stats.eps,
+    )
+    save_npz(
+        files.feature_stats,
+        frequency=stats.frequency,
+        mean_when_active=stats.mean,
+        std_when_active=stats.std,
+        max=stats.maximum,
+    )
+    counts = stats.counts
+    write_json(
+        files.feature_analysis_summary,
+        {
+            "num_images": s.shape[0],
+            "hidden_dim": s.shape[1],
+            "eps_alive": config.eps_alive,
+            **counts,
+            "top_k": len(stats.top_idx),
+            "files": {
+                "alive_features": files.relative(files.alive_features),
+                "activation_freq": files.relative(files.activation_freq),
+                "topk_per_feature": files.relative(files.topk_per_feature),
+                "feature_stats": files.relative(files.feature_stats),
+            },
+        },
+    )
+    return f"{counts['num_alive_features']} of {s.shape[1]} features alive on {s.shape[0]} pictures"

@@ -1,0 +1,66 @@
+"""Step 6: the selected features and their pictures on one sheet, and beside the bare pictures."""
+
+from __future__ import annotations
+
+from fluxscope.draw.sheet import Example, FeatureCard, comparison_sheet, contact_sheet
+from fluxscope.errors import MissingInputError
+from fluxscope.files import read_json, save_image
+from fluxscope.measures.clip import open_picture
+from fluxscope.steps.step import Context
+
+
+def run(context: Context) -> str:
+    files = context.files
+    selection = read_json(files.selected_features)
+    items = read_json(files.overlay_summary)["items"]
+    cards = [card_of(context, record, items) for record in selection["features"]]
+    title = f"The {len(cards)} features with the highest {selection.get('rank_by', 'clip_coherence')}"
+    title = title.replace("_", " ")
+    text = {"title": title, "subtitle": subtitle_of(context, selection), "footer": footer_of(context)}
+    across = 2 if len(cards) > 6 else 1
+    save_image(files.contact_sheet, contact_sheet(cards, **text, across=across))
+    save_image(files.contact_sheet_comparison, comparison_sheet(cards, **text))
+    return f"{files.contact_sheet}"
+
+
+def card_of(context: Context, record: dict, items: list[dict]) -> FeatureCard:
+    """A selected feature with its example pictures, opened.
+
+    Raises:
+        MissingInputError: the overlays are of another selection.
+    """
+    root = context.files.root
+    own = [item for item in items if item["feature_id"] == record["feature_id"]]
+    if not own:
+        raise MissingInputError(
+            f"there are no overlays of feature {record['feature_id']}", "Run step 5 again: fluxscope overlays"
+        )
+    examples = [
+        Example(
+            overlay=open_picture(root / item["overlay_path"]),
+            original=open_picture(root / item["base_image_path"]),
+            caption=item["prompt"],
+            note=f"image {item['image_id']} · max {item['activation_max']:.2f}",
+        )
+        for item in own
+    ]
+    scores = ("clip_coherence", "coherence_z", "crop_coherence", "frequency", "coverage")
+    return FeatureCard(record["feature_id"], examples, **{name: record.get(name) for name in scores})
+
+
+def subtitle_of(context: Context, selection: dict) -> str:
+    config, files = context.config, context.files
+    return (
+        f"{config.model_id} · {config.site_of(files.layer)} · step {config.target_step_number} of "
+        f"{config.num_inference_steps} · {selection['num_alive_features']} features alive on "
+        f"{selection['num_images']} pictures"
+    )
+
+
+def footer_of(context: Context) -> str:
+    config = context.config
+    return (
+        f"Blue: where the feature is active; full colour at percentile {config.clip_percentile:g} of its "
+        f"token map. Coherence: mean pairwise CLIP cosine over the top {config.top_m_per_feature} pictures "
+        f"of distinct prompts; z: against random sets of the same size."
+    )

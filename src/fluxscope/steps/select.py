@@ -1,0 +1,147 @@
+"""Step 4: the most interpretable features, each with example images of its own.
+
+Every alive feature is scored by the coherence of its top images; the coherence of crops around the
+activation's peak is measured for the selected ones, and for the most coherent ones when it ranks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fluxscope.errors import MissingInputError, RunDirError
+from fluxscope.files import load_npy, save_npz, write_json
+from fluxscope.measures.clip import embed_images, peak_box
+from fluxscope.measures.selection import (
+    FeatureScores,
+    order_features,
+    rank_images,
+    score_features,
+    select_features,
+    with_crops,
+)
+from fluxscope.records import load_manifest
+from fluxscope.steps.clip_embed import clip_of
+from fluxscope.steps.step import Context
+from fluxscope.store import CodeStore
+
+CROP_SHORTLIST = 200
+"""How many of the most coherent features compete when crop_coherence ranks; cropping all would take hours."""
+
+
+def run(context: Context) -> str:
+    config, files = context.config, context.files
+    records, _ = load_manifest(files.manifest, files.root)
+    embeddings = load_npy(files.clip_embeddings)
+    s = load_npy(files.s_matrix, mmap=True)
+    if not len(records) == len(embeddings) == len(s):
+        raise RunDirError(
+            f"{len(records)} pictures, {len(embeddings)} embeddings and {len(s)} rows of S do not fit",
+            "Run steps 1 and 3 again: fluxscope run --steps 1,3",
+        )
+    prompt_idx = np.array([row["prompt_idx"] for row in records])
+    ranked = rank_images(s, prompt_idx, config.eps_alive, config.top_m_per_feature)
+    scores = score_features(ranked, embeddings, prompt_idx, config.min_prompts)
+    if config.rank_by == "crop_coherence":
+        scores = add_crops(
+            context, scores, order_features(scores, "clip_coherence")[:CROP_SHORTLIST], records
+        )
+    chosen = choose(context, scores, records)
+    if config.rank_by != "crop_coherence":
+        features = np.array([record["feature_id"] for record in chosen])
+        scores = add_crops(context, scores, features, records)
+        chosen = choose(context, scores, records)
+    write_selection(context, scores, chosen, len(records))
+    best = chosen[0]
+    return (
+        f"{len(chosen)} features selected by {config.rank_by}, "
+        f"the first: {best['feature_id']} (coherence {best['clip_coherence']:.3f})"
+    )
+
+
+def choose(context: Context, scores: FeatureScores, records: list[dict]) -> list[dict]:
+    """The selection's records.
+
+    Raises:
+        MissingInputError: no feature can be selected.
+    """
+    config = context.config
+    chosen = select_features(
+        scores,
+        [row["image_id"] for row in records],
+        config.rank_by,
+        config.top_features,
+        config.top_examples_per_feature,
+        config.enforce_global_unique_images,
+    )
+    if not chosen:
+        raise MissingInputError(
+            f"no feature is active on enough of the {len(records)} pictures to be selected",
+            "Use more prompts, or lower --min-prompts and --top-examples-per-feature.",
+        )
+    return chosen
+
+
+def add_crops(
+    context: Context, scores: FeatureScores, features: np.ndarray, records: list[dict]
+) -> FeatureScores:
+    """Measure the coherence of crops around the activation's peak in these features' top images.
+
+    Features that peak on the same token of the same image share a crop, which is embedded once.
+    """
+    config, files = context.config, context.files
+    store = CodeStore(files.codes, config.site_of(files.layer), config.target_step_index)
+    size = (int(records[0]["width"]), int(records[0]["height"]))
+    rows: dict[tuple, int] = {}
+    sets = np.full((len(features), scores.ranked.image.shape[1]), -1)
+    for image, wanted in by_image(scores, features).items():
+        codes = store.image(image)
+        for place, feature in wanted:
+            box = peak_box(codes.column(int(feature)).numpy(), config.image_token_grid, size)
+            sets[place] = rows.setdefault((image, box), len(rows))
+    model, processor = clip_of(config)
+    embedded = embed_images(
+        model,
+        processor,
+        [records[image]["image_path"] for image, _ in rows],
+        config.clip_batch_size,
+        crops=[box for _, box in rows],
+    )
+    return with_crops(scores, features, embedded, sets)
+
+
+def by_image(scores: FeatureScores, features: np.ndarray) -> dict[int, list[tuple]]:
+    """For each image, the places (row, rank) and features that it is a top image of: codes are read once."""
+    wanted: dict[int, list[tuple]] = {}
+    for row, feature in enumerate(features):
+        for rank, image in enumerate(scores.ranked.image[feature]):
+            if image >= 0:
+                wanted.setdefault(int(image), []).append(((row, rank), feature))
+    return wanted
+
+
+def write_selection(context: Context, scores: FeatureScores, chosen: list[dict], n_images: int) -> None:
+    config, files = context.config, context.files
+    write_json(
+        files.selected_features,
+        {
+            "num_images": n_images,
+            "num_alive_features": int((scores.ranked.frequency > 0).sum()),
+            "top_m_per_feature": config.top_m_per_feature,
+            "top_features": config.top_features,
+            "top_examples_per_feature": config.top_examples_per_feature,
+            "enforce_global_unique_images": config.enforce_global_unique_images,
+            "rank_by": config.rank_by,
+            "min_prompts": config.min_prompts,
+            "layer_index": files.layer,
+            "features": chosen,
+        },
+    )
+    save_npz(
+        files.feature_scores,
+        clip_coherence=scores.clip_coherence,
+        coherence_z=scores.coherence_z,
+        crop_coherence=scores.crop_coherence,
+        coverage=scores.ranked.coverage,
+        frequency=scores.ranked.frequency,
+        n_top=scores.n_top,
+    )

@@ -1,0 +1,33 @@
+"""Shared by all tests: shapes are checked as the code runs, and one real run on flux-shapes is made once."""
+
+from jaxtyping import install_import_hook
+
+# Where arrays are. Config checks its own types, with words for users.
+CHECKED = ("dims", "draw", "measures", "models", "sae", "shapes", "steps", "store")
+install_import_hook([f"fluxscope.{name}" for name in CHECKED], "beartype.beartype")
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from fluxscope.config import Config, make_config
+from fluxscope.progress import Reporter
+from fluxscope.steps.pipeline import parse_steps, run_pipeline
+
+SMALL = {"max_prompts": 12, "batch_size": 8}
+
+
+def run_steps(config: Config, steps: str, **options: bool) -> None:
+    run_pipeline(config, Reporter(quiet=True), parse_steps(steps), **options)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The settings of a finished small run, steps 1-6 and 8 on flux-shapes. Read its folder, don't write."""
+    folder: Path = tmp_path_factory.mktemp("finished") / "run"
+    config = make_config(out_dir=str(folder), **SMALL)
+    run_steps(config, "1-6,8")
+    return config

@@ -1,0 +1,214 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fluxscope.config import make_config
+from fluxscope.embedded import FLUX_SHAPES
+from fluxscope.errors import CheckpointError, ConfigError, FluxscopeError, MissingInputError, RunDirError
+from fluxscope.files import load_npy, read_json
+from fluxscope.models.flux import encode_prompts, load_denoiser
+from fluxscope.records import load_manifest
+from fluxscope.rundir import RunDir
+from fluxscope.sae import TopKSparseAutoencoder
+from fluxscope.sae.formats import load, save
+from fluxscope.store import CodeStore
+from tests.conftest import SMALL, run_steps
+
+SHORT = {"max_prompts": 6, "num_inference_steps": 4, "target_step_number": 3, "batch_size": 3}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What must not depend on interruptions: pictures, S, and the manifest but for its timings."""
+    found = {p.name: p.read_bytes() for p in folder.glob("images/*.png")}
+    for place in (folder, folder / "layer_05"):
+        found[f"{place.name == 'layer_05'} S"] = (place / "S_matrix.npy").read_bytes()
+        rows = [json.loads(line) for line in (place / "manifest.jsonl").read_text().splitlines()]
+        found[f"{place.name == 'layer_05'} manifest"] = json.dumps(
+            [{k: v for k, v in row.items() if k != "generation_time"} for row in rows]
+        ).encode()
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run_steps(make_config(out_dir=str(folder), **SHORT), "1")
+    return contents(folder)
+
+
+def test_s_is_the_maximum_of_the_dense_code_over_tokens(finished):
+    """Against an independent hook on the plain pipeline, for both layers of the first pictures."""
+    config = finished
+    prompts = [row["prompt"] for row in load_manifest(RunDir.of(config).manifest, config.out_dir)[0][:8]]
+    seeds = [row["seed"] for row in load_manifest(RunDir.of(config).manifest, config.out_dir)[0][:8]]
+    embeddings, _ = encode_prompts(FLUX_SHAPES, prompts, 20, torch.device("cpu"), torch.float32)
+    pipe = load_denoiser(FLUX_SHAPES, torch.device("cpu"), torch.float32)
+    outputs = {5: [], 15: []}
+    for layer, heard in outputs.items():
+        pipe.transformer.transformer_blocks[layer].ff.register_forward_hook(
+            lambda module, args, output, heard=heard: heard.append(output.clone())
+        )
+    pipe(
+        prompt_embeds=torch.stack([embeddings[p].tokens for p in prompts]),
+        pooled_prompt_embeds=torch.stack([embeddings[p].pooled for p in prompts]),
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        height=128,
+        width=128,
+        num_inference_steps=20,
+        guidance_scale=3.5,
+        output_type="latent",
+    )
+    for layer, heard in outputs.items():
+        assert len(heard) == 20
+        sae, _ = load(config.sae_paths[layer])
+        dense = sae.encode(heard[config.target_step_index])  # (b, t, f)
+        files = RunDir.of(config, layer)
+        s = load_npy(files.s_matrix)
+        np.testing.assert_allclose(s[:8], dense.amax(1).numpy(), rtol=1e-4, atol=1e-4)
+        store = CodeStore(files.codes, config.site_of(layer), config.target_step_index)
+        stored = torch.stack([store.image(i).to_dense() for i in range(8)])
+        torch.testing.assert_close(stored, dense, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_of_eight_and_single_pictures_agree(tmp_path):
+    results = []
+    for size in (8, 1):
+        config = make_config(
+            out_dir=str(tmp_path / str(size)), **{**SHORT, "batch_size": size, "max_prompts": 4}
+        )
+        run_steps(config, "1,2")
+        files = RunDir.of(config)
+        results.append((load_npy(files.s_matrix), load_npy(files.alive_features)))
+    (s8, alive8), (s1, alive1) = results
+    np.testing.assert_allclose(s8, s1, atol=1e-4)
+    np.testing.assert_array_equal(alive8, alive1)
+
+
+@pytest.mark.parametrize("moment", ["first_batch", "second_batch", "anywhere"])
+def test_killed_and_run_again_it_ends_with_the_same_bytes(tmp_path, uninterrupted, moment):
+    folder = tmp_path / "run"
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
+    command = [sys.executable, "-m", "fluxscope", "collect", f"--out-dir={folder}", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    wait_for(process, folder, rows={"first_batch": 0, "second_batch": 3, "anywhere": 6}[moment])
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if moment == "anywhere":  # also a line and rows that a writer did not finish
+        with (folder / "manifest.jsonl").open("ab") as file:
+            file.write(b'{"image_id": 9')
+    run_steps(make_config(out_dir=str(folder), **SHORT), "1")
+    assert contents(folder) == uninterrupted
+
+
+def wait_for(process, folder, rows, limit=120.0):
+    """Until the run has committed so many pictures, and has begun the next batch."""
+    end = time.monotonic() + limit
+    while time.monotonic() < end and process.poll() is None:
+        manifest = folder / "manifest.jsonl"
+        count = manifest.read_bytes().count(b"\n") if manifest.exists() else 0
+        if count >= rows and (folder / "run_log.json").exists():
+            return
+        time.sleep(0.02)
+    assert process.poll() is None, "the run ended before it could be killed"
+
+
+def test_another_layer_costs_no_generation(finished, monkeypatch):
+    """`--layer 5` on a folder made with both layers: nothing is generated, layer_05 holds the same names."""
+    import fluxscope.steps.collect as collect
+
+    monkeypatch.setattr(collect, "generate", lambda *_: pytest.fail("pictures were generated again"))
+    run_steps(make_config(out_dir=finished.out_dir, active_layer=5, **SMALL), "1-6,8")
+    files = RunDir.of(make_config(out_dir=finished.out_dir, active_layer=5, **SMALL))
+    assert files.home.name == "layer_05"
+    assert files.contact_sheet.is_file()
+    assert read_json(files.selected_features)["layer_index"] == 5
+
+
+def test_a_layer_added_later_is_collected_for_the_same_pictures(tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    run_steps(make_config(out_dir=str(folder), compare_layers=False, **SHORT), "1")
+    assert not (folder / "layer_05").exists()
+    run_steps(make_config(out_dir=str(folder), **SHORT), "1")
+    assert contents(folder) == uninterrupted
+
+
+def test_a_folder_of_other_settings_is_refused_unless_forced(tmp_path):
+    first = {**SHORT, "max_prompts": 2, "out_dir": str(tmp_path / "run"), "compare_layers": False}
+    run_steps(make_config(**first), "1")
+    other = make_config(**{**first, "base_seed": 7})
+    with pytest.raises(RunDirError, match="base_seed = 42, not 7") as caught:
+        run_steps(other, "1")
+    assert "--out-dir" in caught.value.hint
+    run_steps(other, "1", force=True)
+    records, _ = load_manifest(RunDir.of(other).manifest, other.out_dir)
+    assert [row["seed"] for row in records] == [7, 8, 9, 10]
+    assert len(list((tmp_path / "run" / "images").iterdir())) == 4
+
+
+def test_an_sae_of_another_width_is_refused_before_anything_is_generated(tmp_path):
+    path = tmp_path / "sae_best.pt"
+    save(path, TopKSparseAutoencoder(64, 256, 8), {"layer": 15})
+    config = make_config(out_dir=str(tmp_path / "run"), layer15_sae_path=str(path))
+    with pytest.raises(CheckpointError, match=r"width 64, but double\.15\.ff of flux-shapes has width 128"):
+        run_steps(config, "1")
+    assert not (tmp_path / "run" / "images").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"layer15_sae_path": "nowhere/sae_best.pt"}, CheckpointError, "not found"),
+        ({"prompts_path": "nowhere.txt"}, MissingInputError, "prompts file not found"),
+        ({"model_id": "nowhere/at-all", "height": 128, "width": 128}, FluxscopeError, "no SAE checkpoint"),
+        ({"site_pattern": "double.{layer}.fff"}, ConfigError, "unknown site"),
+        ({"device": "cuda:7"}, ConfigError, "not on this machine"),
+    ],
+)
+def test_bad_settings_are_clear_errors_before_anything_is_generated(tmp_path, settings, error, message):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a large red circle\n")
+    config = make_config(**{"out_dir": str(tmp_path / "run"), "prompts_path": str(prompts), **settings})
+    with pytest.raises(error, match=message):
+        run_steps(config, "1")
+    assert not (tmp_path / "run" / "images").exists()
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "holds no prompts"), ("\n  \n", "holds no prompts")])
+def test_an_empty_prompts_file_is_an_error(tmp_path, text, message):
+    (tmp_path / "prompts.txt").write_text(text)
+    config = make_config(out_dir=str(tmp_path / "run"), prompts_path=str(tmp_path / "prompts.txt"))
+    with pytest.raises(MissingInputError, match=message):
+        run_steps(config, "1")
+
+
+def test_one_prompt_is_collected_and_analyzed_and_the_selection_says_what_is_missing(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a large red circle on a white background\n")
+    config = make_config(
+        **{**SHORT, "out_dir": str(tmp_path / "run"), "prompts_path": str(tmp_path / "prompts.txt")}
+    )
+    run_steps(config, "1-3")
+    with pytest.raises(MissingInputError, match="no feature is active on enough of the 2 pictures"):
+        run_steps(config, "4")
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
+    command = [sys.executable, "-m", "fluxscope", "collect", f"--out-dir={folder}", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ)
+    wait_for(process, folder, rows=3)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate()
+    assert process.returncode == 130
+    assert b"Finished work is kept" in complaint
+    assert b"Traceback" not in complaint
+    run_steps(make_config(out_dir=str(folder), **SHORT), "1")
+    assert contents(folder) == uninterrupted
