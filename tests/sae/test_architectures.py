@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from fluxscope.errors import CheckpointError
-from fluxscope.sae import SparseAutoencoder, TopKSparseAutoencoder
+from fluxscope.sae import (
+    BatchTopKSparseAutoencoder,
+    JumpReLUSparseAutoencoder,
+    MatryoshkaSparseAutoencoder,
+    SparseAutoencoder,
+    TopKSparseAutoencoder,
+    jumprelu,
+)
 
 
 def test_the_state_dict_is_the_checkpoints() -> None:
@@ -55,3 +62,35 @@ def test_code_carries_gradients() -> None:
 def test_k_beyond_the_width_is_refused(k: int) -> None:
     with pytest.raises(CheckpointError, match=f"k = {k}"):
         TopKSparseAutoencoder(8, 24, k)
+
+
+def test_batch_topk_keeps_k_a_token_on_the_tokens_it_was_calibrated_on() -> None:
+    sae = BatchTopKSparseAutoencoder(8, 64, 5)
+    x = torch.randn(200, 8)
+    with pytest.raises(CheckpointError, match="no threshold"):
+        sae.encode(x)
+    sae.calibrate([x[:70], x[70:]])
+    code = sae.encode(x)
+    assert float((code > 0).sum()) == 200 * 5
+    assert len(set((code > 0).sum(1).tolist())) > 1, "tokens share latents out among themselves"
+
+
+def test_matryoshka_levels_ascend_to_the_width() -> None:
+    assert MatryoshkaSparseAutoencoder(8, 64, 5).levels == (4, 8, 16, 32, 64)
+    with pytest.raises(CheckpointError, match="ascend"):
+        MatryoshkaSparseAutoencoder(8, 64, 5, [32, 16, 64])
+
+
+def test_jumprelu_gradients_are_the_papers_estimates() -> None:
+    sae = JumpReLUSparseAutoencoder(8, 24, l0_coeff=0.5)
+    x = torch.randn(50, 8)
+    loss, reconstruction, code = sae.training_loss(x, sparsity=1.0)
+    loss.backward()
+    pre = torch.relu(sae.pre_activations(x)).detach()
+    threshold = sae.threshold.detach()
+    torch.testing.assert_close(code.detach(), torch.where(pre > threshold, pre, 0.0))
+    window = (((pre - threshold).abs() < jumprelu.BANDWIDTH / 2) & (pre > 0)) / jumprelu.BANDWIDTH
+    d_code = 2 * (reconstruction - x).detach() @ sae.decoder.weight.detach() / x.numel()
+    expected = -(threshold * d_code * window).sum(0) - 0.5 * window.sum(0) / len(x)
+    torch.testing.assert_close(sae.threshold.grad, expected)
+    assert window.any()

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from fluxscope.sae.base import LinearSae
+from fluxscope.sae.batch_topk import BatchTopKSparseAutoencoder
 from fluxscope.sae.codes import SparseCodes, encode_sparse
+from fluxscope.sae.jumprelu import JumpReLUSparseAutoencoder
+from fluxscope.sae.matryoshka import MatryoshkaSparseAutoencoder
 from fluxscope.sae.relu import SparseAutoencoder
 from fluxscope.sae.topk import TopKSparseAutoencoder
 
-ARCHITECTURES: tuple[type[LinearSae], ...] = (TopKSparseAutoencoder, SparseAutoencoder)
+ARCHITECTURES: tuple[type[LinearSae], ...] = (
+    TopKSparseAutoencoder,
+    SparseAutoencoder,
+    BatchTopKSparseAutoencoder,
+    MatryoshkaSparseAutoencoder,
+    JumpReLUSparseAutoencoder,
+)
 """Every architecture. A new one is a file of its own and a line here."""
 
 __all__ = [
     "ARCHITECTURES",
+    "BatchTopKSparseAutoencoder",
+    "JumpReLUSparseAutoencoder",
     "LinearSae",
+    "MatryoshkaSparseAutoencoder",
     "SparseAutoencoder",
     "SparseCodes",
     "TopKSparseAutoencoder",

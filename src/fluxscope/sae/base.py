@@ -37,6 +37,8 @@ class LinearSae(nn.Module):
         self.pre_bias = nn.Parameter(torch.zeros(input_dim))
         self.encoder = nn.Linear(input_dim, hidden_dim)
         self.decoder = nn.Linear(hidden_dim, input_dim, bias=False)
+        # Kept as (f, d) in memory: a feature's direction is one run of numbers, which gathers read at once.
+        self.decoder.weight = nn.Parameter(torch.empty(hidden_dim, input_dim).T)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -46,8 +48,8 @@ class LinearSae(nn.Module):
         The tied start leaves far fewer dead latents than independent ones (Gao et al. 2024,
         arXiv 2406.04093, appendix A.1).
         """
-        directions = torch.randn(self.input_dim, self.hidden_dim, generator=generator)
-        self.decoder.weight.copy_(directions)
+        directions = torch.randn(self.hidden_dim, self.input_dim, generator=generator)
+        self.decoder.weight.copy_(directions.T)
         self.normalize_decoder()
         self.encoder.weight.copy_(self.decoder.weight.T)
         self.encoder.bias.zero_()
@@ -70,6 +72,9 @@ class LinearSae(nn.Module):
     def pre_activations(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens f"]:
         """W_enc (x - b_pre) + b_enc."""
         return self.encoder(x - self.pre_bias)
+
+    def scale_codes(self, factor: float) -> None:
+        """Change the units of x and of codes: what an architecture keeps beside the four tensors."""
 
     def encode(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens f"]:
         """The dense code of activations; never negative."""

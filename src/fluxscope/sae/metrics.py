@@ -109,8 +109,8 @@ def _share(mask: Tensor) -> float:
 
 
 @torch.no_grad()
-def evaluate(sae: LinearSae, batches: Iterable[Float[Tensor, "t d"]], chunk: int = 2048) -> Evaluation:
-    """Run an SAE over batches of raw activations."""
+def evaluate(sae: LinearSae, batches: Iterable[Tensor], chunk: int = 2048) -> Evaluation:
+    """Run an SAE over batches of raw activations, (t, d) each."""
     evaluation = Evaluation(sae.input_dim, sae.hidden_dim)
     for batch in batches:
         for part in batch.split(chunk):

@@ -10,6 +10,7 @@ It shrinks codes, and latents that die are resampled (`fluxscope.sae.train`).
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -43,3 +44,9 @@ class SparseAutoencoder(LinearSae):
 
     def encode(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens f"]:
         return torch.relu(self.pre_activations(x))
+
+    def training_loss(self, x: Float[Tensor, "b d"], sparsity: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, reconstruction, code); the penalty is multiplied by `sparsity`, which warms it up."""
+        reconstruction, code = self(x)
+        penalty = code.sum(-1).mean() / math.sqrt(self.input_dim)
+        return (x - reconstruction).square().mean() + sparsity * self.l1_coeff * penalty, reconstruction, code

@@ -35,10 +35,7 @@ class TopKSparseAutoencoder(LinearSae):
     architecture: ClassVar[str] = "topk"
 
     def __init__(self, input_dim: int, hidden_dim: int, k: int) -> None:
-        if not 1 <= k <= hidden_dim:
-            raise CheckpointError(
-                f"k = {k} active features of {hidden_dim} cannot be", f"Choose k between 1 and {hidden_dim}."
-            )
+        check_k(k, hidden_dim)
         super().__init__(input_dim, hidden_dim)
         self.k = k
 
@@ -62,3 +59,11 @@ class TopKSparseAutoencoder(LinearSae):
 
     def encode_sparse(self, x: Float[Tensor, "t d"]) -> SparseCodes:
         return SparseCodes.from_topk(*self.encode_topk(x), self.hidden_dim)
+
+
+def check_k(k: int, hidden_dim: int) -> None:
+    """Raises CheckpointError unless k lies between 1 and the number of features."""
+    if not 1 <= k <= hidden_dim:
+        raise CheckpointError(
+            f"k = {k} active features of {hidden_dim} cannot be", f"Choose k between 1 and {hidden_dim}."
+        )

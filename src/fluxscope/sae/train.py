@@ -1,103 +1,142 @@
-"""Training SAEs on stored activations.
+"""Training SAEs.
 
 Activations are shifted and scaled while training, x' = s (x - mean), so that their mean is zero and their
-mean squared norm is d: most dead latents are latents whose pre-activation is ruled by the mean (FACTS,
-arXiv 2605.31518). What comes out is folded back and reads raw activations.
+mean squared norm is d: most dead latents are latents whose pre-activation is ruled by the mean
+(arXiv 2605.31518), and one learning rate then suits layers whose activations differ 13-fold in size. The
+squared error is relative to the variance, which is 1 a dimension. What comes out is folded back and reads
+raw activations.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fluxscope.errors import FluxscopeError
-from fluxscope.sae.base import LinearSae
-from fluxscope.sae.relu import SparseAutoencoder
-from fluxscope.sae.topk import TopKSparseAutoencoder
+from fluxscope.sae import (
+    ARCHITECTURES,
+    BatchTopKSparseAutoencoder,
+    JumpReLUSparseAutoencoder,
+    LinearSae,
+    MatryoshkaSparseAutoencoder,
+    SparseAutoencoder,
+    TopKSparseAutoencoder,
+)
+from fluxscope.sae.data import InMemory, Normalisation, Source
+from fluxscope.sae.kernels import Weights, aux_step, sparse_step
+from fluxscope.sae.precision import PRECISIONS, Precision, encode_topk
+from fluxscope.sae.select import Entries, Scratch, largest_overall
 
-MAX_BAD_SHARE = 0.01
 _REFERENCE_WIDTH, _REFERENCE_LR = 2**14, 2e-4
+Log = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of one training run.
+    """Settings of one SAE's training.
 
     Args:
-        architecture: "topk" or "relu".
+        architecture: "topk", "relu", "batch_topk", "matryoshka_batch_topk" or "jumprelu".
         hidden_dim: f, number of features.
-        k: active features a token ("topk").
+        k: active features a token (the TopK family).
+        levels: prefix sizes ("matryoshka_batch_topk"); empty: f/16, f/8, f/4, f/2, f.
         l1_coeff: weight of the L1 penalty ("relu").
+        l0_coeff: price of an active feature ("jumprelu").
         steps: optimiser steps.
         batch_size: tokens a step.
         lr: peak learning rate; None: 2e-4 x sqrt(2^14 / f), the scaling law of Gao et al. 2024.
         warmup_steps: steps over which the rate rises from zero.
         decay_share: last share of the steps, over which it falls to zero.
+        sparsity_warmup_share: first share of the steps, over which the L1 or L0 penalty rises from zero.
         clip_norm: largest gradient norm.
-        aux_coeff: weight of the AuxK loss ("topk").
+        aux_coeff: weight of the AuxK loss (the TopK family).
         aux_k: dead latents that take part in it per token; None: d / 2.
-        dead_after_tokens: a latent that hasn't fired on so many tokens counts as dead.
-        seed: of the start and of the order of tokens.
+        dead_after_tokens: a latent silent for so many tokens counts as dead; None: 5% of all tokens, at most
+            10 million.
+        resample_every: steps between resamplings of dead latents ("relu"), in the first half of training;
+            None: an eighth of the steps.
+        precision: of the encoder's product ("topk"): "rescored" chooses the latents that "exact" does,
+            sooner; "bf16" is sooner still and approximate. The rest of the family is always exact.
+        seed: of the weights and the resampling.
         log_every: steps between two entries of the history.
     """
 
     architecture: str = "topk"
     hidden_dim: int = 768
     k: int = 16
+    levels: tuple[int, ...] = ()
     l1_coeff: float = 0.05
+    l0_coeff: float = 0.003
     steps: int = 2000
     batch_size: int = 2048
     lr: float | None = None
     warmup_steps: int = 100
     decay_share: float = 0.2
+    sparsity_warmup_share: float = 0.1
     clip_norm: float = 1.0
     aux_coeff: float = 1 / 32
     aux_k: int | None = None
-    dead_after_tokens: int = 200_000
+    dead_after_tokens: int | None = None
+    resample_every: int | None = None
+    precision: Precision = "rescored"
     seed: int = 0
     log_every: int = 100
+
+    def __post_init__(self) -> None:
+        names = tuple(cls.architecture for cls in ARCHITECTURES)
+        for setting, value, known in (
+            ("architecture", self.architecture, names),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if value not in known:
+                raise FluxscopeError(f"unknown {setting} '{value}'", f"Known are {', '.join(known)}.")
+        if min(self.steps, self.batch_size, self.hidden_dim, self.log_every) < 1:
+            raise FluxscopeError(
+                "steps, batch_size, hidden_dim and log_every count from 1", "Set them to 1 or more."
+            )
 
     def learning_rate(self, step: int) -> float:
         """The rate at a step, counted from 0: linear warm-up, constant, linear decay to zero."""
         peak = self.lr or _REFERENCE_LR * math.sqrt(_REFERENCE_WIDTH / self.hidden_dim)
         decay_steps = max(1, round(self.steps * self.decay_share))
-        rise = (step + 1) / max(1, self.warmup_steps)
-        fall = (self.steps - step) / decay_steps
-        return peak * min(1.0, rise, fall)
+        return peak * min(1.0, (step + 1) / max(1, self.warmup_steps), (self.steps - step) / decay_steps)
+
+    def sparsity(self, step: int) -> float:
+        """What the sparsity penalty is multiplied by at a step: 0 rising to 1."""
+        return min(1.0, step / max(1, round(self.steps * self.sparsity_warmup_share)))
+
+    def dead_after(self) -> int:
+        return self.dead_after_tokens or min(10_000_000, self.steps * self.batch_size // 20)
 
 
-@dataclass(frozen=True)
-class Normalisation:
-    """x' = scale (x - mean): mean zero, mean squared norm d."""
-
-    mean: Float32[Tensor, " d"]
-    scale: float
-
-    def __call__(self, x: Float[Tensor, "t d"]) -> Float32[Tensor, "t d"]:
-        return (x.float() - self.mean) * self.scale
-
-    @torch.no_grad()
-    def fold(self, sae: LinearSae) -> None:
-        """Make an SAE trained on x' read and write x: the codes become 1 / scale times what they were."""
-        sae.pre_bias.div_(self.scale).add_(self.mean)
-        sae.encoder.bias.div_(self.scale)
+def build(input_dim: int, config: TrainConfig) -> LinearSae:
+    """A fresh SAE of the configured architecture."""
+    f = config.hidden_dim
+    if config.architecture == "relu":
+        return SparseAutoencoder(input_dim, f, config.l1_coeff)
+    if config.architecture == "jumprelu":
+        return JumpReLUSparseAutoencoder(input_dim, f, config.l0_coeff)
+    if config.architecture == "batch_topk":
+        return BatchTopKSparseAutoencoder(input_dim, f, config.k)
+    if config.architecture == "matryoshka_batch_topk":
+        return MatryoshkaSparseAutoencoder(input_dim, f, config.k, config.levels)
+    return TopKSparseAutoencoder(input_dim, f, config.k)
 
 
-@torch.no_grad()
 def train(
     activations: Float[Tensor, "n d"] | np.ndarray,
     config: TrainConfig,
     device: torch.device | str = "cpu",
-    on_log: Callable[[dict[str, Any]], None] | None = None,
-) -> tuple[LinearSae, list[dict[str, Any]]]:
-    """Train one SAE on raw activations.
+    on_log: Callable[[Log], None] | None = None,
+) -> tuple[LinearSae, list[Log]]:
+    """Train one SAE on raw activations held in one array.
 
     Args:
         activations: (n, d), tensor, array or memory map, of any floating dtype; rows with NaN or infinity
@@ -111,164 +150,190 @@ def train(
     Raises:
         FluxscopeError: no activations, more than 1% of them NaN or infinite, or settings that cannot be.
     """
-    rows = torch.from_numpy(activations) if isinstance(activations, np.ndarray) else activations
-    good = finite_rows(rows)
-    normalise = fit_normalisation(rows, good)
-    torch_state = torch.Generator().manual_seed(config.seed)
-    sae = build(rows.shape[1], config)
-    sae.reset_parameters(torch_state)
-    sae.to(device)
-    history = _loop(sae, rows, good, normalise, config, torch_state, on_log)
-    Normalisation(normalise.mean.to(device), normalise.scale).fold(sae)
-    return sae.eval(), history
+    source = InMemory(activations, config.batch_size, config.seed)
+    return train_many(source, [config], device, None if on_log is None else lambda _, log: on_log(log))[0]
 
 
-def build(input_dim: int, config: TrainConfig) -> LinearSae:
-    """A fresh SAE of the configured architecture."""
-    if config.architecture == "topk":
-        return TopKSparseAutoencoder(input_dim, config.hidden_dim, config.k)
-    if config.architecture == "relu":
-        return SparseAutoencoder(input_dim, config.hidden_dim, config.l1_coeff)
-    raise FluxscopeError(f"no trainer for architecture '{config.architecture}'", "Known are topk, relu.")
+def train_many(
+    source: Source,
+    configs: Sequence[TrainConfig],
+    device: torch.device | str = "cpu",
+    on_log: Callable[[int, Log], None] | None = None,
+) -> list[tuple[LinearSae, list[Log]]]:
+    """Train several SAEs in one pass over the data, each equal to its own solo run.
 
-
-def finite_rows(rows: Float[Tensor, "n d"], block: int = 65536) -> Bool[Tensor, " n"]:
-    """Which rows hold neither NaN nor infinity.
-
-    Raises:
-        FluxscopeError: there are no rows, or more than 1% are bad.
+    Args:
+        on_log: called with the config's place in the list and the entry of its history.
     """
-    if rows.ndim != 2 or rows.numel() == 0:
-        raise FluxscopeError(
-            f"there are no activations to train on (shape {tuple(rows.shape)})", "Collect some first."
-        )
-    good = torch.cat([torch.isfinite(part).all(1) for part in rows.split(block)])
-    bad = int((~good).sum())
-    if bad > MAX_BAD_SHARE * len(rows):
-        raise FluxscopeError(
-            f"{bad} of {len(rows)} activations hold NaN or infinity",
-            "Collect them in bfloat16 or float32: in float16 FLUX overflows.",
-        )
-    return good
+    trainers = [Trainer(config, source.normalisation, device) for config in configs]
+    histories: list[list[Log]] = [[] for _ in configs]
+    for step in range(max(config.steps for config in configs)):
+        batch = source.batch(step)
+        for place, trainer in enumerate(trainers):
+            if step < trainer.config.steps and (log := trainer.step(batch)):
+                histories[place].append(log)
+                if on_log:
+                    on_log(place, log)
+    calibration = [source.batch(step) for step in range(8)]
+    return [
+        (trainer.finish(calibration), history) for trainer, history in zip(trainers, histories, strict=True)
+    ]
 
 
-def fit_normalisation(
-    rows: Float[Tensor, "n d"], good: Bool[Tensor, " n"], block: int = 65536
-) -> Normalisation:
-    """Mean and scale of the good rows, summed in float64."""
-    total = torch.zeros(rows.shape[1], dtype=torch.float64)
-    square = 0.0
-    for part, keep in zip(rows.split(block), good.split(block), strict=True):
-        x = part[keep].double()
-        total += x.sum(0)
-        square += float((x * x).sum())
-    n = int(good.sum())
-    mean = total / n
-    spread = square / n - float(mean @ mean)
-    if spread <= 1e-12 * square / n:
-        raise FluxscopeError("all activations are equal: there is nothing to learn", "Collect other ones.")
-    return Normalisation(mean.float(), math.sqrt(rows.shape[1] / spread))
+class Trainer:
+    """One SAE in training: its weights, optimiser and count of silent tokens.
 
+    Args:
+        config: the settings.
+        normalisation: of the data; folded into the weights at the end.
+        device: where to train.
+    """
 
-def shuffled_batches(
-    rows: Float[Tensor, "n d"],
-    good: Bool[Tensor, " n"],
-    batch_size: int,
-    generator: torch.Generator,
-) -> Iterator[Float[Tensor, "b d"]]:
-    """Endless batches of the good rows, every epoch in a new order. A last short batch is left out."""
-    usable = good.nonzero().flatten()
-    size = min(batch_size, len(usable))
-    while True:
-        order = usable[torch.randperm(len(usable), generator=generator)]
-        for start in range(0, len(order) - size + 1, size):
-            yield rows[order[start : start + size].sort().values]
+    def __init__(
+        self, config: TrainConfig, normalisation: Normalisation, device: torch.device | str = "cpu"
+    ) -> None:
+        self.config = config
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.normalise = normalisation.to(device)
+        sae = build(len(normalisation.mean), config)
+        sae.reset_parameters(self.generator)
+        self.sae = sae.to(device)
+        self.optimiser = torch.optim.Adam(self.sae.parameters(), betas=(0.9, 0.999), fused=True)
+        self.silent_tokens = torch.zeros(sae.hidden_dim, dtype=torch.int64, device=device)
+        self.steps_done = 0
+        self._scratch = Scratch()
 
-
-def _loop(
-    sae: LinearSae,
-    rows: Tensor,
-    good: Tensor,
-    normalise: Normalisation,
-    config: TrainConfig,
-    generator: torch.Generator,
-    on_log: Callable[[dict[str, Any]], None] | None,
-) -> list[dict[str, Any]]:
-    optimiser = torch.optim.Adam(sae.parameters(), betas=(0.9, 0.999), fused=True)
-    silent_tokens = torch.zeros(sae.hidden_dim, dtype=torch.int64, device=sae.pre_bias.device)
-    history = []
-    batches = shuffled_batches(rows, good, config.batch_size, generator)
-    for step, batch in zip(range(config.steps), batches, strict=False):
-        x = normalise(batch).to(sae.pre_bias.device)
-        lr = config.learning_rate(step)
-        for group in optimiser.param_groups:
-            group["lr"] = lr
-        dead = silent_tokens >= config.dead_after_tokens
-        with torch.enable_grad():
-            loss, reconstruction, code = _loss(sae, x, dead, config)
-            optimiser.zero_grad()
-            loss.backward()
-        _remove_parallel_gradient(sae)
-        torch.nn.utils.clip_grad_norm_(sae.parameters(), config.clip_norm)
-        optimiser.step()
-        sae.normalize_decoder()
-        active = code > 0
-        silent_tokens = torch.where(active.any(0), 0, silent_tokens + len(x))
+    @torch.no_grad()
+    def step(self, batch: Float[Tensor, "b d"]) -> Log | None:
+        """Learn from one batch of raw activations; returns an entry for the history when one is due."""
+        config, step = self.config, self.steps_done
+        x = self.normalise(batch)
+        dead = self.silent_tokens >= config.dead_after()
+        loss, residual, fired = self._gradients(x, dead)
+        _remove_parallel_gradient(self.sae)
+        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), config.clip_norm)
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.learning_rate(step)
+        self.optimiser.step()
+        self._constrain()
+        self.silent_tokens.add_(len(x)).masked_fill_(fired > 0, 0)
+        if self._resampling_due(step):
+            self._resample(x, residual, dead)
+        self.steps_done += 1
         if step % config.log_every == 0 or step == config.steps - 1:
-            history.append(_entry(step, loss, x, reconstruction, active, dead, lr))
-            if on_log:
-                on_log(history[-1])
-    return history
+            return self._log(loss, x, residual, fired, dead)
+        return None
 
+    def finish(self, calibration: Sequence[Tensor]) -> LinearSae:
+        """The trained SAE, which reads raw activations.
 
-def _loss(
-    sae: LinearSae, x: Float[Tensor, "b d"], dead: Bool[Tensor, " f"], config: TrainConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, reconstruction, code). The squared error is relative to the variance, which is 1 a dimension."""
-    pre = torch.relu(sae.pre_activations(x))
-    if isinstance(sae, TopKSparseAutoencoder):
-        values, indices = pre.topk(sae.k, dim=-1, sorted=False)
-        code = torch.zeros_like(pre).scatter(-1, indices, values)
-    else:
-        code = pre
-    reconstruction = sae.decode(code)
-    loss = (x - reconstruction).square().mean()
-    if isinstance(sae, SparseAutoencoder):
-        loss = loss + sae.l1_coeff * code.sum(-1).mean() / math.sqrt(sae.input_dim)
-    elif dead.any():
-        loss = loss + config.aux_coeff * _aux_loss(sae, (x - reconstruction).detach(), pre, dead, config)
-    return loss, reconstruction, code
+        Args:
+            calibration: raw activations on which a BatchTopK SAE's threshold is set; held-out ones at best.
+        """
+        self.normalise.fold(self.sae)
+        if isinstance(self.sae, BatchTopKSparseAutoencoder):
+            self.sae.calibrate(calibration)
+        return self.sae.requires_grad_(False).eval()
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on as if nothing had happened."""
+        return {
+            "sae": self.sae.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "silent_tokens": self.silent_tokens,
+            "steps_done": self.steps_done,
+            "generator": self.generator.get_state(),
+        }
 
-def _aux_loss(
-    sae: LinearSae, residual: Tensor, pre: Tensor, dead: Tensor, config: TrainConfig
-) -> Float[Tensor, ""]:
-    """The strongest dead latents reconstruct the residual; error relative to the residual's variance."""
-    dead_ids = dead.nonzero().flatten()
-    k = min(config.aux_k or sae.input_dim // 2, len(dead_ids))
-    values, places = pre[:, dead_ids].topk(k, dim=-1, sorted=False)
-    code = torch.zeros_like(pre[:, dead_ids]).scatter(-1, places, values)
-    guess = code @ sae.decoder.weight[:, dead_ids].T
-    variance = (residual - residual.mean(0)).square().mean()
-    return ((residual - guess).square().mean() / variance).nan_to_num(0.0)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sae.load_state_dict(state["sae"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.silent_tokens.copy_(state["silent_tokens"])
+        self.steps_done = state["steps_done"]
+        self.generator.set_state(state["generator"])
+
+    def _gradients(self, x: Tensor, dead: Bool[Tensor, " f"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Fill the gradients; (loss, x - reconstruction, how often each latent fired)."""
+        if isinstance(self.sae, SparseAutoencoder | JumpReLUSparseAutoencoder):
+            self.optimiser.zero_grad()
+            with torch.enable_grad():
+                loss, reconstruction, code = self.sae.training_loss(x, self.config.sparsity(self.steps_done))
+                loss.backward()
+            return loss.detach(), x - reconstruction.detach(), (code > 0).sum(0)
+        weights, grads = Weights.of(self.sae), Weights.gradients_of(self.sae)
+        centred = x - weights.pre_bias
+        entries = self._choose(centred, weights)
+        outcome = sparse_step(x, centred, entries, weights, grads, getattr(self.sae, "levels", ()))
+        loss = outcome.loss
+        dead_ids = dead.nonzero().flatten()
+        if len(dead_ids):
+            k = self.config.aux_k or self.sae.input_dim // 2
+            aux = self.config.aux_coeff
+            loss = loss + aux_step(centred, outcome.residual, dead_ids, k, aux, weights, grads)
+        fired = torch.zeros_like(weights.bias).index_add_(0, entries.feature, (entries.value > 0).float())
+        return loss, outcome.residual, fired
+
+    def _choose(self, centred: Tensor, weights: Weights) -> Entries:
+        """The latents that form the batch's codes."""
+        if isinstance(self.sae, TopKSparseAutoencoder):
+            chosen = encode_topk(
+                centred, weights.encoder, weights.bias, self.sae.k, self.config.precision, self._scratch
+            )
+            return Entries.from_rows(chosen.feature, chosen.value)
+        assert isinstance(self.sae, BatchTopKSparseAutoencoder)
+        pre = self._scratch.get("pre", (len(centred), self.sae.hidden_dim), centred)
+        torch.addmm(weights.bias, centred, weights.encoder.T, out=pre)
+        return largest_overall(pre, len(centred) * self.sae.k)
+
+    def _constrain(self) -> None:
+        """Unit decoder directions; thresholds not below zero."""
+        self.sae.normalize_decoder()
+        if isinstance(self.sae, JumpReLUSparseAutoencoder):
+            self.sae.threshold.clamp_min_(0)
+
+    def _resampling_due(self, step: int) -> bool:
+        every = self.config.resample_every or max(1, self.config.steps // 8)
+        early = 0 < step <= self.config.steps // 2
+        return isinstance(self.sae, SparseAutoencoder) and early and step % every == 0
+
+    def _resample(self, x: Tensor, residual: Tensor, dead: Bool[Tensor, " f"]) -> None:
+        """Point dead latents at inputs that are reconstructed badly (Bricken et al. 2023).
+
+        Inputs are drawn with probability proportional to their squared loss; the encoder row gets a fifth
+        of the mean norm of the living ones; the optimiser forgets what it knew of the latent.
+        """
+        ids = dead.nonzero().flatten()
+        if not 0 < len(ids) < len(dead):
+            return
+        loss = residual.square().sum(1).square().double().cpu()
+        chosen = torch.multinomial(loss, len(ids), replacement=True, generator=self.generator).to(x.device)
+        directions = torch.nn.functional.normalize(x[chosen] - self.sae.pre_bias, dim=1)
+        living = self.sae.encoder.weight[~dead].norm(dim=1).mean()
+        self.sae.decoder.weight.T[ids] = directions
+        self.sae.encoder.weight[ids] = 0.2 * living * directions
+        self.sae.encoder.bias[ids] = 0
+        self.silent_tokens[ids] = 0
+        for parameter, by_latent in (
+            (self.sae.encoder.weight, lambda moment: moment),
+            (self.sae.encoder.bias, lambda moment: moment),
+            (self.sae.decoder.weight, lambda moment: moment.T),
+        ):
+            for name in ("exp_avg", "exp_avg_sq"):
+                by_latent(self.optimiser.state[parameter][name])[ids] = 0
+
+    def _log(self, loss: Tensor, x: Tensor, residual: Tensor, fired: Tensor, dead: Tensor) -> Log:
+        variance = (x - x.mean(0)).square().sum()
+        return {
+            "step": self.steps_done,
+            "loss": float(loss),
+            "explained_variance": 1 - float(residual.square().sum() / variance),
+            "l0": float(fired.sum()) / len(x),
+            "dead_share": float(dead.float().mean()),
+            "lr": self.config.learning_rate(self.steps_done - 1),
+        }
 
 
 def _remove_parallel_gradient(sae: LinearSae) -> None:
     """Keep only the gradient that turns a decoder direction: its length is fixed anyway."""
-    weight, grad = sae.decoder.weight, sae.decoder.weight.grad
-    assert grad is not None
-    grad.sub_((grad * weight).sum(0, keepdim=True) * weight)
-
-
-def _entry(
-    step: int, loss: Tensor, x: Tensor, reconstruction: Tensor, active: Tensor, dead: Tensor, lr: float
-) -> dict[str, Any]:
-    error, variance = (x - reconstruction).square().sum(), (x - x.mean(0)).square().sum()
-    return {
-        "step": step + 1,
-        "loss": float(loss),
-        "explained_variance": 1 - float(error / variance),
-        "l0": float(active.sum()) / len(x),
-        "dead_share": float(dead.float().mean()),
-        "lr": lr,
-    }
+    directions, gradient = Weights.of(sae).decoder, Weights.gradients_of(sae).decoder
+    gradient.addcmul_(torch.linalg.vecdot(gradient, directions)[:, None], directions, value=-1)

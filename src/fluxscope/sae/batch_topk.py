@@ -1,0 +1,82 @@
+"""BatchTopK: the b k largest pre-activations of a whole batch form its codes.
+
+    training    z = BatchTopK_{b k}(ReLU(W_enc (x - b_pre) + b_enc)) over the b tokens of a batch
+    afterwards  z = pre where pre > threshold, else 0
+
+Bussmann, Leask and Nanda 2024 (arXiv 2412.06410). Tokens that need more latents take them from tokens that
+need fewer; trained as TopK is. A token alone has no batch, so after training one threshold stands for it:
+the value that leaves k latents a token on held-out tokens (`calibrate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fluxscope.errors import CheckpointError
+from fluxscope.sae.base import LinearSae
+from fluxscope.sae.topk import check_k
+
+
+class BatchTopKSparseAutoencoder(LinearSae):
+    """An SAE with k active features a token on average.
+
+    Args:
+        input_dim: d, width of the activations.
+        hidden_dim: f, number of features.
+        k: mean number of active features a token, 1 to f.
+    """
+
+    architecture: ClassVar[str] = "batch_topk"
+    threshold: Tensor
+
+    def __init__(self, input_dim: int, hidden_dim: int, k: int) -> None:
+        check_k(k, hidden_dim)
+        super().__init__(input_dim, hidden_dim)
+        self.k = k
+        self.register_buffer("threshold", torch.tensor(-1.0))
+
+    @classmethod
+    def from_config(cls, input_dim: int, hidden_dim: int, config: dict[str, Any]) -> LinearSae:
+        return cls(input_dim, hidden_dim, int(config["topk_k"]))
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"l1_coeff": 0.0, "use_topk": False, "topk_k": self.k}
+
+    def scale_codes(self, factor: float) -> None:
+        self.threshold.mul_(factor)
+
+    def encode(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens f"]:
+        """The code by the threshold.
+
+        Raises:
+            CheckpointError: the threshold was never set.
+        """
+        if float(self.threshold) < 0:
+            raise CheckpointError(
+                "this BatchTopK SAE has no threshold yet", "Calibrate it on held-out activations."
+            )
+        pre = self.pre_activations(x)
+        return torch.where(pre > self.threshold, pre, 0.0)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Sequence[Tensor]) -> float:
+        """Set the threshold so that all tokens, (t, d) a batch, have k active features on average.
+
+        Returns:
+            The threshold: midway between the last value kept and the first one left out.
+        """
+        kept = sum(map(len, batches)) * self.k
+        assert kept > 0, "calibration on no tokens"
+        pool = self.threshold.new_zeros(0)
+        for batch in batches:
+            pre = torch.relu(self.pre_activations(batch.to(self.pre_bias))).flatten()
+            pool = torch.cat([pool, pre])
+            pool = pool.topk(min(kept + 1, len(pool)), sorted=False).values
+        lowest = pool.topk(2, largest=False).values if len(pool) > kept else pool.new_zeros(1)
+        self.threshold.copy_(lowest.mean())
+        return float(self.threshold)

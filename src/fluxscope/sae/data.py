@@ -1,0 +1,127 @@
+"""Activations as a trainer wants them: checked, summed up once, and shuffled.
+
+A source gives the batch of any step at once, from its seed and the step's number alone: a run that was
+stopped goes on with exactly the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32
+from torch import Tensor
+
+from fluxscope.errors import FluxscopeError
+
+if TYPE_CHECKING:
+    from fluxscope.sae.base import LinearSae
+
+MAX_BAD_SHARE = 0.01
+_BLOCK = 65536
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """x' = scale (x - mean): mean zero, mean squared norm d."""
+
+    mean: Float32[Tensor, " d"]
+    scale: float
+
+    def __call__(self, x: Float[Tensor, "t d"]) -> Float32[Tensor, "t d"]:
+        return (x.to(self.mean.device, torch.float32) - self.mean) * self.scale
+
+    def to(self, device: torch.device | str) -> Normalisation:
+        return Normalisation(self.mean.to(device), self.scale)
+
+    @torch.no_grad()
+    def fold(self, sae: LinearSae) -> None:
+        """Make an SAE trained on x' read and write x: its codes become 1 / scale times what they were."""
+        sae.pre_bias.div_(self.scale).add_(self.mean)
+        sae.encoder.bias.div_(self.scale)
+        sae.scale_codes(1 / self.scale)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where batches come from."""
+
+    normalisation: Normalisation
+
+    def batch(self, step: int) -> Float[Tensor, "b d"]:
+        """The raw activations of a step, counted from 0; the same ones whenever it is asked."""
+        ...
+
+
+class InMemory:
+    """Batches from one array or memory map, every epoch in a new order.
+
+    Args:
+        rows: (n, d), of any floating dtype; rows with NaN or infinity are left out.
+        batch_size: tokens a batch; fewer when there are fewer. An epoch's last short batch is left out.
+        seed: of the order.
+
+    Raises:
+        FluxscopeError: no rows, more than 1% of them bad, or all equal.
+    """
+
+    def __init__(self, rows: Float[Tensor, "n d"] | np.ndarray, batch_size: int, seed: int) -> None:
+        self.rows = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
+        good = finite_rows(self.rows)
+        self.bad_rows = len(good) - int(good.sum())
+        self.normalisation = fit_normalisation(self.rows, good)
+        self._usable = good.nonzero().flatten()
+        self._size = min(batch_size, len(self._usable))
+        self._seed = seed
+        self._epoch, self._order = -1, self._usable
+
+    def batch(self, step: int) -> Float[Tensor, "b d"]:
+        epoch, place = divmod(step, len(self._usable) // self._size)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(hash((self._seed, epoch)) % 2**63)
+            self._order = self._usable[torch.randperm(len(self._usable), generator=generator)]
+            self._epoch = epoch
+        return self.rows[self._order[place * self._size : (place + 1) * self._size]]
+
+
+def finite_rows(rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
+    """Which rows hold neither NaN nor infinity.
+
+    Raises:
+        FluxscopeError: there are no rows, or more than 1% are bad.
+    """
+    if rows.ndim != 2 or rows.numel() == 0:
+        raise FluxscopeError(
+            f"there are no activations to train on (shape {tuple(rows.shape)})", "Collect some first."
+        )
+    good = torch.cat([torch.isfinite(part).all(1) for part in rows.split(_BLOCK)])
+    bad = int((~good).sum())
+    if bad > MAX_BAD_SHARE * len(rows):
+        raise FluxscopeError(
+            f"{bad} of {len(rows)} activations hold NaN or infinity",
+            "Collect them in bfloat16 or float32: in float16 FLUX overflows.",
+        )
+    return good
+
+
+def fit_normalisation(rows: Float[Tensor, "n d"], good: Bool[Tensor, " n"]) -> Normalisation:
+    """Mean and scale of the good rows, summed in float64.
+
+    Raises:
+        FluxscopeError: all rows are equal.
+    """
+    total = torch.zeros(rows.shape[1], dtype=torch.float64)
+    square = 0.0
+    for part, keep in zip(rows.split(_BLOCK), good.split(_BLOCK), strict=True):
+        x = part[keep].double()
+        total += x.sum(0)
+        square += float((x * x).sum())
+    n = int(good.sum())
+    mean = total / n
+    spread = square / n - float(mean @ mean)
+    if spread <= 1e-12 * square / n:
+        raise FluxscopeError("all activations are equal: there is nothing to learn", "Collect other ones.")
+    return Normalisation(mean.float(), math.sqrt(rows.shape[1] / spread))

@@ -1,0 +1,99 @@
+"""JumpReLU: each feature has a threshold of its own, learned with the rest.
+
+    z = pre * H(pre - threshold),  pre = W_enc (x - b_pre) + b_enc,  H the step function
+    loss = |x - x'|^2 / d + l0_coeff * L0
+
+Rajamanoharan et al. 2024 (arXiv 2407.14435). The step has no gradient; for the thresholds, its derivative is
+estimated with a rectangular kernel of width `bandwidth` (section 4 there):
+
+    d z / d threshold ~ -(threshold / bandwidth) * rect((pre - threshold) / bandwidth)
+    d H / d threshold ~ -(1 / bandwidth) * rect((pre - threshold) / bandwidth)
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fluxscope.sae.base import LinearSae
+
+BANDWIDTH = 0.1
+"""In units of normalised activations, whose mean squared norm is d: pre-activations are of the order of 1."""
+INITIAL_THRESHOLD = 0.1
+
+
+class JumpReLUSparseAutoencoder(LinearSae):
+    """An SAE with one threshold a feature.
+
+    Args:
+        input_dim: d, width of the activations.
+        hidden_dim: f, number of features.
+        l0_coeff: price of an active feature; matters in training only.
+    """
+
+    architecture: ClassVar[str] = "jumprelu"
+
+    def __init__(self, input_dim: int, hidden_dim: int, l0_coeff: float = 0.0) -> None:
+        super().__init__(input_dim, hidden_dim)
+        self.l0_coeff = l0_coeff
+        self.threshold = nn.Parameter(torch.full((hidden_dim,), INITIAL_THRESHOLD))
+
+    @classmethod
+    def from_config(
+        cls, input_dim: int, hidden_dim: int, config: dict[str, Any]
+    ) -> JumpReLUSparseAutoencoder:
+        return cls(input_dim, hidden_dim, float(config.get("l0_coeff") or 0.0))
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"l0_coeff": self.l0_coeff, "use_topk": False, "topk_k": None}
+
+    def scale_codes(self, factor: float) -> None:
+        self.threshold.mul_(factor)
+
+    def encode(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens f"]:
+        return _jump(torch.relu(self.pre_activations(x)), self.threshold)
+
+    def training_loss(self, x: Float[Tensor, "b d"], sparsity: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, reconstruction, code); the price of L0 is multiplied by `sparsity`, which warms it up."""
+        pre = torch.relu(self.pre_activations(x))
+        code = _jump(pre, self.threshold)
+        reconstruction = self.decode(code)
+        l0 = _Step.apply(pre, self.threshold).sum(-1).mean()
+        return (x - reconstruction).square().mean() + sparsity * self.l0_coeff * l0, reconstruction, code
+
+
+def _jump(pre: Tensor, threshold: Tensor) -> Tensor:
+    return _Jump.apply(pre, threshold)
+
+
+def _window(pre: Tensor, threshold: Tensor) -> Tensor:
+    """rect((pre - threshold) / bandwidth), for positive pre-activations."""
+    return ((pre - threshold).abs() < BANDWIDTH / 2) & (pre > 0)
+
+
+class _Jump(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
+        return pre * (pre > threshold)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        pre, threshold = ctx.saved_tensors
+        d_threshold = -(threshold / BANDWIDTH) * (_window(pre, threshold) * grad)
+        return grad * (pre > threshold), d_threshold.flatten(0, -2).sum(0)
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
+        return (pre > threshold).to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        pre, threshold = ctx.saved_tensors
+        return None, -((_window(pre, threshold) * grad) / BANDWIDTH).flatten(0, -2).sum(0)
