@@ -43,17 +43,21 @@ def denoise(
     seeds: Sequence[int],
     spec: PictureSpec,
     clock: StepClock | None = None,
+    stop_after: int | None = None,
 ) -> Float[Tensor, "b t c"]:
     """Denoise one batch, a row for each embedding and seed, and return the packed latents.
 
     Args:
         clock: ticks with the steps; hooks that act at some steps read it.
+        stop_after: the last step to take, counted from 0, for who only listens; the latents are then noisy.
     """
     clock = clock or StepClock()
     clock.step = 0
 
     def tick(pipe: FluxPipeline, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         clock.step = step + 1
+        if step == stop_after:
+            pipe._interrupt = True  # FluxPipeline then passes over the remaining steps
         return tensors
 
     device, dtype = pipe.transformer.device, pipe.transformer.dtype
