@@ -1,0 +1,190 @@
+"""The autoencoder: AutoencoderKL of factor 8, trained to keep edges crisp.
+
+Trained on crops around objects, then on whole pictures; then the encoder is frozen and the decoder goes
+on alone, with noise on its latents, which costs half and leaves the transformer's data as it was. The
+loss is L1 + MSE + L1 of the differences between neighbouring pixels, which is where blur shows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from fluxscope.files import save_image
+from fluxscope.shapes.training import data
+from fluxscope.shapes.training.optimizer import MuonAdam
+from fluxscope.shapes.training.progress import Stage
+from fluxscope.shapes.training.settings import AutoencoderSettings, RecipeSettings
+
+_SHEET_EXAMPLES = 16
+
+
+def build_autoencoder(settings: AutoencoderSettings) -> AutoencoderKL:
+    """An untrained autoencoder: four levels, so eight pixels a latent, and no attention."""
+    levels = len(settings.channels)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=settings.channels,
+        layers_per_block=1,
+        latent_channels=settings.latent_channels,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=128,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+    )
+
+
+def picture_loss(
+    made: Float[Tensor, "b 3 h w"], wanted: Float[Tensor, "b 3 h w"], edge_weight: float
+) -> Float[Tensor, ""]:
+    """L1 + MSE + edge_weight x L1 of the horizontal and vertical differences."""
+    error = made - wanted
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + error.square().mean() + edge_weight * edges
+
+
+def crops(examples: list[data.Example], size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "b s s 3"]:
+    """One crop of every picture, near one of its objects: the rest of a picture is plain."""
+    images = data.pictures(examples)
+    out = np.empty((len(images), size, size, 3), np.uint8)
+    for i, e in enumerate(examples):
+        x, y = e.scene.objects[rng.integers(len(e.scene.objects))].center
+        corner = np.array([y, x]) - size / 2 + rng.uniform(-size / 4, size / 4, 2)
+        top, left = corner.round().astype(int).clip(0, images.shape[1] - size)
+        out[i] = images[i, top : top + size, left : left + size]
+    return out
+
+
+def train_autoencoder(work: Path, settings: RecipeSettings, minutes: float | None = None) -> AutoencoderKL:
+    """Train encoder and decoder together; goes on from `autoencoder.pt` where there is one."""
+    own = settings.autoencoder
+    torch.manual_seed(settings.seed)
+    vae = build_autoencoder(own)
+    optimizer = _optimizer(vae, own, 1.0)
+    stage = Stage(work, "autoencoder", own.crop_steps + own.full_steps, minutes, settings.seed + 1)
+    if stage.state:
+        vae.load_state_dict(stage.state["model"])
+        optimizer.load_state_dict(stage.state["optimizer"])
+    if stage.done:
+        return vae.eval()
+    number = own.crop_steps / stage.total
+    for rng in stage.steps():
+        optimizer.set_rate(stage.rate(warmup=100, decay=0.8))
+        whole = stage.fraction >= number
+        batch = own.full_batch if whole else own.crop_batch
+        examples = [data.example(settings.seed + 1, int(i)) for i in rng.integers(0, 2**40, batch)]
+        images = data.pictures(examples) if whole else crops(examples, own.crop, rng)
+        _joint_step(vae, optimizer, data.to_tensor(images), own, stage)
+        if stage.due():
+            stage.save(model=vae.state_dict(), optimizer=optimizer.state_dict())
+            draw_round_trip(vae, work / "autoencoder_samples.png")
+    stage.save(done=True, model=vae.state_dict(), optimizer=optimizer.state_dict())
+    draw_round_trip(vae, work / "autoencoder_samples.png")
+    return vae.eval()
+
+
+def _joint_step(
+    vae: AutoencoderKL,
+    optimizer: MuonAdam,
+    wanted: Float[Tensor, "b 3 h w"],
+    own: AutoencoderSettings,
+    stage: Stage,
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = vae.encode(wanted).latent_dist
+        spread = posterior.mean.detach().float().std(dim=(0, 2, 3), keepdim=True)
+        latent = posterior.sample() + own.latent_noise * spread * torch.randn_like(posterior.mean)
+        made = vae.decode(latent).sample.float()
+    kl = posterior.kl().float().mean() / latent[0].numel()
+    loss = picture_loss(made, wanted, own.edge_weight) + own.kl_weight * kl
+    optimizer.descend(loss)
+    with torch.no_grad():
+        stage.log(loss=loss.item(), mse=(made - wanted).square().mean().item(), kl=kl.item())
+
+
+def _optimizer(vae: AutoencoderKL, own: AutoencoderSettings, scale: float) -> MuonAdam:
+    return MuonAdam(
+        vae.named_parameters(),
+        lambda _, p: p.ndim == 4 and min(p.shape[:2]) > 3,  # all convolutions but those to and from RGB
+        muon_lr=own.muon_learning_rate * scale,
+        adam_lr=own.adam_learning_rate * scale,
+    )
+
+
+def train_decoder(
+    work: Path, settings: RecipeSettings, vae: AutoencoderKL, minutes: float | None = None
+) -> AutoencoderKL:
+    """Train the decoder further on whole pictures, the encoder frozen: the latents stay what they are."""
+    own = settings.autoencoder
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    optimizer = _optimizer(vae, own, own.decoder_scale)
+    stage = Stage(work, "decoder", own.decoder_steps, minutes, settings.seed + 2)
+    if stage.state:
+        vae.load_state_dict(stage.state["model"])
+        optimizer.load_state_dict(stage.state["optimizer"])
+    if stage.done:
+        return vae.eval()
+    for rng in stage.steps():
+        optimizer.set_rate(stage.rate(warmup=50, decay=0.8))
+        numbers = rng.integers(0, 2**40, own.decoder_batch)
+        examples = [data.example(settings.seed + 1, int(i)) for i in numbers]
+        _decoder_step(vae, optimizer, data.to_tensor(data.pictures(examples)), own, stage)
+        if stage.due():
+            stage.save(model=vae.state_dict(), optimizer=optimizer.state_dict())
+            draw_round_trip(vae, work / "decoder_samples.png")
+    stage.save(done=True, model=vae.state_dict(), optimizer=optimizer.state_dict())
+    draw_round_trip(vae, work / "decoder_samples.png")
+    return vae.eval()
+
+
+def _decoder_step(
+    vae: AutoencoderKL,
+    optimizer: MuonAdam,
+    wanted: Float[Tensor, "b 3 h w"],
+    own: AutoencoderSettings,
+    stage: Stage,
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            latent = vae.encode(wanted).latent_dist.mean
+            spread = latent.float().std(dim=(0, 2, 3), keepdim=True)
+            # Every picture its own strength, from none: exact latents must stay exact.
+            strength = own.latent_noise * 2 * torch.rand(len(latent), 1, 1, 1)
+            latent = latent + strength * spread * torch.randn_like(latent)
+        made = vae.decode(latent).sample.float()
+    loss = picture_loss(made, wanted, own.edge_weight)
+    optimizer.descend(loss)
+    with torch.no_grad():
+        stage.log(loss=loss.item(), mse=(made - wanted).square().mean().item())
+
+
+def round_trip(vae: AutoencoderKL, images: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:
+    """Encode and decode pictures, in fp32 and without noise."""
+    out = []
+    with torch.no_grad():
+        for start in range(0, len(images), 16):
+            latent = vae.encode(data.to_tensor(images[start : start + 16])).latent_dist.mean
+            out.append(data.to_images(vae.decode(latent).sample))
+    return np.concatenate(out)
+
+
+def draw_round_trip(vae: AutoencoderKL, path: Path) -> None:
+    """Draw pictures over their reconstructions, two rows of eight each."""
+    images = data.pictures(data.example(999, i, split="test") for i in range(_SHEET_EXAMPLES))
+    made = round_trip(vae, images)
+    half = _SHEET_EXAMPLES // 2
+    rows = [
+        np.concatenate(list(part), 1) for part in (images[:half], made[:half], images[half:], made[half:])
+    ]
+    save_image(path, Image.fromarray(np.concatenate(rows)))
