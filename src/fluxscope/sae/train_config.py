@@ -1,0 +1,114 @@
+"""Settings of SAE training, each default with its reason."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from fluxscope.errors import FluxscopeError
+from fluxscope.sae import (
+    ARCHITECTURES,
+    BatchTopKSparseAutoencoder,
+    JumpReLUSparseAutoencoder,
+    LinearSae,
+    MatryoshkaSparseAutoencoder,
+    SparseAutoencoder,
+    TopKSparseAutoencoder,
+)
+
+PrecisionSetting = Literal["auto", "exact", "rescored", "bf16"]
+_REFERENCE_WIDTH, _REFERENCE_LR = 2**14, 2e-4
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one SAE's training.
+
+    Args:
+        architecture: "topk", "relu", "batch_topk", "matryoshka_batch_topk" or "jumprelu".
+        hidden_dim: f, number of features.
+        k: active features a token (the TopK family).
+        levels: prefix sizes ("matryoshka_batch_topk"); empty: f/16, f/8, f/4, f/2, f.
+        l1_coeff: weight of the L1 penalty ("relu").
+        l0_coeff: price of an active feature ("jumprelu").
+        steps: optimiser steps.
+        batch_size: tokens a step.
+        lr: peak learning rate; None: 2e-4 x sqrt(2^14 / f), the scaling law of Gao et al. 2024.
+        warmup_steps: steps over which the rate rises from zero.
+        decay_share: last share of the steps, over which it falls to zero.
+        sparsity_warmup_share: first share of the steps, over which the L1 or L0 penalty rises from zero.
+        clip_norm: largest gradient norm.
+        aux_coeff: weight of the AuxK loss (the TopK family).
+        aux_k: dead latents that take part in it per token; None: d / 2.
+        dead_after_tokens: a latent silent for so many tokens counts as dead; None: 5% of all tokens, at most
+            10 million.
+        resample_every: steps between resamplings of dead latents ("relu"), in the first half of training;
+            None: an eighth of the steps.
+        precision: of the encoder's product ("topk"): "exact"; "rescored" chooses the latents that "exact"
+            does, sooner where matrices are large; "bf16" is sooner still and approximate; "auto" is the
+            faster of the first two on this machine. The rest of the family is always exact.
+        seed: of the weights and the resampling.
+        log_every: steps between two entries of the history.
+    """
+
+    architecture: str = "topk"
+    hidden_dim: int = 768
+    k: int = 16
+    levels: tuple[int, ...] = ()
+    l1_coeff: float = 0.05
+    l0_coeff: float = 0.003
+    steps: int = 2000
+    batch_size: int = 2048
+    lr: float | None = None
+    warmup_steps: int = 100
+    decay_share: float = 0.2
+    sparsity_warmup_share: float = 0.1
+    clip_norm: float = 1.0
+    aux_coeff: float = 1 / 32
+    aux_k: int | None = None
+    dead_after_tokens: int | None = None
+    resample_every: int | None = None
+    precision: PrecisionSetting = "auto"
+    seed: int = 0
+    log_every: int = 100
+
+    def __post_init__(self) -> None:
+        names = tuple(cls.architecture for cls in ARCHITECTURES)
+        for setting, value, known in (
+            ("architecture", self.architecture, names),
+            ("precision", self.precision, get_args(PrecisionSetting)),
+        ):
+            if value not in known:
+                raise FluxscopeError(f"unknown {setting} '{value}'", f"Known are {', '.join(known)}.")
+        if min(self.steps, self.batch_size, self.hidden_dim, self.log_every) < 1:
+            raise FluxscopeError(
+                "steps, batch_size, hidden_dim and log_every count from 1", "Set them to 1 or more."
+            )
+
+    def learning_rate(self, step: int) -> float:
+        """The rate at a step, counted from 0: linear warm-up, constant, linear decay to zero."""
+        peak = self.lr or _REFERENCE_LR * math.sqrt(_REFERENCE_WIDTH / self.hidden_dim)
+        decay_steps = max(1, round(self.steps * self.decay_share))
+        return peak * min(1.0, (step + 1) / max(1, self.warmup_steps), (self.steps - step) / decay_steps)
+
+    def sparsity(self, step: int) -> float:
+        """What the sparsity penalty is multiplied by at a step: 0 rising to 1."""
+        return min(1.0, step / max(1, round(self.steps * self.sparsity_warmup_share)))
+
+    def dead_after(self) -> int:
+        return self.dead_after_tokens or min(10_000_000, self.steps * self.batch_size // 20)
+
+
+def build(input_dim: int, config: TrainConfig) -> LinearSae:
+    """A fresh SAE of the configured architecture."""
+    f = config.hidden_dim
+    if config.architecture == "relu":
+        return SparseAutoencoder(input_dim, f, config.l1_coeff)
+    if config.architecture == "jumprelu":
+        return JumpReLUSparseAutoencoder(input_dim, f, config.l0_coeff)
+    if config.architecture == "batch_topk":
+        return BatchTopKSparseAutoencoder(input_dim, f, config.k)
+    if config.architecture == "matryoshka_batch_topk":
+        return MatryoshkaSparseAutoencoder(input_dim, f, config.k, config.levels)
+    return TopKSparseAutoencoder(input_dim, f, config.k)
