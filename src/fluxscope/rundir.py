@@ -35,7 +35,9 @@ class RunDir:
         """The files of a layer (default: the active one), the root being as its run_log.json says."""
         root = Path(config.out_dir)
         log = root / "run_log.json"
-        first = read_json(log)["layer_index"] if log.is_file() else config.active_layer
+        first = (
+            read_json(log).get("layer_index", config.active_layer) if log.is_file() else config.active_layer
+        )
         layer = config.active_layer if layer is None else layer
         return cls(root, layer, first, config.images_subdir, config.overlays_subdir)
 

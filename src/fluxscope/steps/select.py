@@ -86,10 +86,17 @@ def add_crops(
 ) -> FeatureScores:
     """Measure the coherence of crops around the activation's peak in these features' top images.
 
-    Features that peak on the same token of the same image share a crop, which is embedded once.
+    Features that peak on the same token of the same image share a crop, which is embedded once. A folder
+    without token-level codes, as older scripts wrote it, gets none, unless they are to rank the features.
     """
     config, files = context.config, context.files
-    store = CodeStore(files.codes, config.site_of(files.layer), config.target_step_index)
+    try:
+        store = CodeStore(files.codes, config.site_of(files.layer), config.target_step_index)
+    except MissingInputError as error:
+        if config.rank_by == "crop_coherence":
+            raise
+        context.report.say(f"     crop coherence is not measured: {error.message}")
+        return scores
     size = (int(records[0]["width"]), int(records[0]["height"]))
     rows: dict[tuple, int] = {}
     sets = np.full((len(features), scores.ranked.image.shape[1]), -1)

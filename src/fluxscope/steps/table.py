@@ -47,7 +47,7 @@ STEPS: tuple[Step, ...] = (
         name="select",
         module="select",
         summary="Select the most interpretable features by CLIP coherence.",
-        needs=("s_matrix", "manifest", "activation_freq", "clip_embeddings", "codes"),
+        needs=("s_matrix", "manifest", "activation_freq", "clip_embeddings"),
         makes=("selected_features", "feature_scores"),
         settings=(
             *("rank_by", "top_m_per_feature", "min_prompts", "top_features", "top_examples_per_feature"),

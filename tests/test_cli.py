@@ -1,0 +1,154 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fluxscope.cli import NO_FLAG, build_app
+from fluxscope.config import make_config, settings_table
+from fluxscope.rundir import RunDir
+from fluxscope.steps.pipeline import parse_steps
+from fluxscope.steps.table import STEPS
+from tests.conftest import SMALL
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SMALL_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+
+
+def fluxscope(*arguments: str):
+    return CliRunner().invoke(build_app(), arguments)
+
+
+def script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a script of interp_scripts/ as a user would, from another folder."""
+    command = [sys.executable, str(REPOSITORY / "interp_scripts" / name), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def test_importing_the_command_line_imports_no_torch():
+    code = (
+        "import sys, fluxscope, fluxscope.cli; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_version():
+    assert fluxscope("--version").output.startswith("fluxscope 0.")
+
+
+def test_an_unknown_command_and_a_wrong_flag_fail():
+    assert fluxscope("colect").exit_code != 0
+    assert "--height" in fluxscope("run", "--heigth", "3").output
+
+
+def test_a_users_mistake_is_two_lines_and_no_traceback(tmp_path):
+    result = fluxscope("run", "--height", "100", "--out-dir", str(tmp_path / "run"))
+    assert result.exit_code == 1
+    assert result.stderr == "error: height is 100, but must be a multiple of 16\n  Use 96 or 112.\n"
+
+
+def test_a_step_whose_input_is_missing_names_the_step_that_makes_it(tmp_path):
+    result = fluxscope("analyze", "--out-dir", str(tmp_path / "run"))
+    assert result.exit_code == 1
+    assert "step 2 (analyze) needs" in result.stderr
+    assert "fluxscope collect" in result.stderr
+
+
+def test_a_failing_step_stops_the_run_and_the_rest_is_listed(tmp_path):
+    result = fluxscope("run", "--steps", "2,3", "--out-dir", str(tmp_path / "run"))
+    assert result.exit_code == 1
+    assert "Not run: 3 clip-embed" in result.stdout
+
+
+def test_keep_going_goes_on_and_still_fails(tmp_path):
+    result = fluxscope("run", "--steps", "2,3", "--keep-going", "--out-dir", str(tmp_path / "run"))
+    assert result.exit_code == 1
+    assert "2 of 2 steps failed" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("1", [1]), ("1,2,3,4", [1, 2, 3, 4]), ("3,1", [1, 3]), ("1-4, 8", [1, 2, 3, 4, 8])]
+)
+def test_lists_of_steps(text, numbers):
+    assert [step.number for step in parse_steps(text)] == numbers
+
+
+@pytest.mark.parametrize("text", ["", "a", "0", "12", "1-", "1..3", "-1"])
+def test_wrong_lists_of_steps_are_clear_errors(text, tmp_path):
+    result = fluxscope("run", "--out-dir", str(tmp_path), "--steps", text or ",")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+
+
+def test_every_step_shows_the_flags_it_depends_on_and_no_others():
+    for step in STEPS:
+        page = fluxscope(step.name, "--help").output
+        if not step.module:
+            continue
+        for name in settings_table():
+            shown = f"--{name.replace('_', '-')}" in re.split(r"[\s,/]+", page)
+            wanted = name in step.settings or name in ("out_dir", "model_id", "active_layer")
+            assert shown == (wanted and name not in ("patch_size", "patch_grid")) or name == "active_layer", (
+                name
+            )
+
+
+def test_fresh_steps_are_skipped_and_a_changed_setting_redoes_one(finished, tmp_path):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished.out_dir, folder)
+    flags = [*SMALL_FLAGS, "--out-dir", str(folder), "--steps", "1-4"]
+    assert fluxscope("run", *flags).output.count("up to date") == 4
+    changed = fluxscope("run", *flags, "--top-k-per-image", "3").output
+    assert "analyze        up to date" not in changed
+    assert "clip-embed     up to date" in changed
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [(p.name, int(p.name[:2])) for p in sorted((REPOSITORY / "interp_scripts").glob("[0-9]*.py"))],
+)
+def test_the_numbered_scripts_are_the_steps(name, step):
+    text = (REPOSITORY / "interp_scripts" / name).read_text()
+    assert f'script("{STEPS[step - 1].name}", Config)' in text
+
+
+def test_there_is_a_script_for_every_step():
+    scripts = sorted(p.name[:2] for p in (REPOSITORY / "interp_scripts").glob("[0-9]*.py"))
+    assert scripts == [f"{step.number:02d}" for step in STEPS]
+
+
+def test_scripts_run_from_any_folder_with_the_settings_beside_them(tmp_path):
+    done = script("run_pipeline.py", "--steps", "1-2", "--max-prompts", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = script("02_analyze_features.py", "--top-k-per-image", "3", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    files = RunDir.of(make_config(out_dir=str(tmp_path / "interp_output")))
+    assert files.topk_per_feature.is_file()
+
+
+def test_doctor_says_what_is_here_and_what_a_run_needs():
+    result = fluxscope("doctor")
+    assert result.exit_code == 0, result.output
+    for part in ("flux-shapes: 19 double and 2 single blocks", "transformer calls", "GiB are free", "LPIPS"):
+        assert part in result.output
+
+
+def test_doctor_names_what_is_missing_and_how_to_mend_it(tmp_path):
+    result = fluxscope("doctor", "--layer15-sae-path", str(tmp_path / "no.pt"), "--prompts-path", "no.txt")
+    assert result.exit_code == 1
+    assert "checkpoint not found" in result.output
+    assert "prompts file not found" in result.output
+
+
+def test_sae_info_says_what_a_checkpoint_holds():
+    result = fluxscope("sae-info", make_config().sae_ckpt_path)
+    assert result.exit_code == 0
+    assert "topk" in result.output
+    assert "768" in result.output
+    missing = fluxscope("sae-info", "nowhere.pt")
+    assert missing.exit_code == 1
+    assert "not found" in missing.stderr
