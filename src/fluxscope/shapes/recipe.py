@@ -1,0 +1,173 @@
+"""The training of flux-shapes and clip-shapes from nothing: `python -m fluxscope.shapes.recipe`.
+
+Stages, in order; each goes on from its checkpoint in the work folder after any kill, and is skipped once
+it is done:
+
+    text         T5 on parsing captions, then frozen
+    clip         CLIPModel on pictures and captions; its text half is frozen, too
+    autoencoder  AutoencoderKL, encoder and decoder
+    latents      pictures and captions encoded once
+    shallow      the transformer with 6 double blocks and 1 single
+    grown        19 + 2 blocks, with distilled guidance
+    decoder      the autoencoder's decoder alone, on the frozen encoder's latents
+    export       the folders flux-shapes/ and clip-shapes/
+
+Hyperparameters: `training/settings.py`. Loss curves, sample sheets and logs lie in the work folder.
+`--minutes` ends a stage early, for trials: its learning rate then falls by the clock, and the result is
+no longer a function of the seed alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fluxscope.shapes import WEIGHTS
+from fluxscope.shapes.training.settings import RecipeSettings
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from torch import Tensor
+    from transformers import CLIPModel, T5EncoderModel
+
+    from fluxscope.shapes.training.latents import Latents
+    from fluxscope.shapes.training.preview import Preview
+    from fluxscope.shapes.training.transformer import Batches, TextEncoders
+
+STAGES = ("text", "clip", "autoencoder", "latents", "shallow", "grown", "decoder", "export")
+
+
+class Recipe:
+    """The stages and what they hand on; each is run, or read back, when something asks for it.
+
+    Args:
+        work: folder of checkpoints, logs, curves and sheets.
+        settings: every hyperparameter.
+        out: where `export` writes its two folders.
+        minutes: a cap on the one stage named `capped`.
+    """
+
+    def __init__(
+        self,
+        work: Path,
+        settings: RecipeSettings,
+        out: Path = WEIGHTS,
+        capped: str | None = None,
+        minutes: float | None = None,
+    ) -> None:
+        self.work, self.settings, self.out = work, settings, out
+        self._caps = {capped: minutes} if capped else {}
+
+    @cached_property
+    def text(self) -> T5EncoderModel:
+        from fluxscope.shapes.training.text import train_text
+
+        return train_text(self.work, self.settings, self._caps.get("text"))
+
+    @cached_property
+    def clip(self) -> CLIPModel:
+        from fluxscope.shapes.training.clip import train_clip
+
+        return train_clip(self.work, self.settings, self._caps.get("clip"))
+
+    @cached_property
+    def autoencoder(self) -> AutoencoderKL:
+        from fluxscope.shapes.training.autoencoder import train_autoencoder
+
+        return train_autoencoder(self.work, self.settings, self._caps.get("autoencoder"))
+
+    @cached_property
+    def latents(self) -> Latents:
+        from fluxscope.shapes.training.latents import make_latents
+
+        return make_latents(self.work, self.settings, self.autoencoder)
+
+    @cached_property
+    def shallow(self) -> dict[str, Tensor]:
+        from fluxscope.shapes.training.transformer import train_shallow
+
+        look = self._look("shallow", guidance=2.5, classifier_free=True)
+        return train_shallow(self.work, self.settings, self._batches, look, self._caps.get("shallow"))
+
+    @cached_property
+    def grown(self) -> dict[str, Tensor]:
+        from fluxscope.shapes.training.transformer import train_grown
+
+        look = self._look("grown", guidance=3.5, classifier_free=False)
+        cap = self._caps.get("grown")
+        return train_grown(self.work, self.settings, self._batches, self.shallow, look, cap)
+
+    @cached_property
+    def decoder(self) -> AutoencoderKL:
+        from fluxscope.shapes.training.autoencoder import train_decoder
+
+        vae = copy.deepcopy(self.autoencoder)
+        return train_decoder(self.work, self.settings, vae, self._caps.get("decoder"))
+
+    @cached_property
+    def export(self) -> None:
+        from fluxscope.shapes.training.export import export_clip, export_flux, fold_normalisation
+        from fluxscope.shapes.training.transformer import build_transformer
+
+        own = self.settings.transformer
+        transformer = build_transformer(self.settings, own.double_blocks, own.single_blocks)
+        transformer.load_state_dict(self.grown)
+        vae = fold_normalisation(copy.deepcopy(self.decoder), self.latents.mean, self.latents.std)
+        length = self.settings.sequence_length
+        export_flux(self.out / "flux-shapes", transformer, vae, self.text, self.clip, length)
+        export_clip(self.out / "clip-shapes", self.clip, length)
+
+    @cached_property
+    def _encoders(self) -> TextEncoders:
+        from fluxscope.shapes.training.transformer import TextEncoders
+
+        return TextEncoders(self.text, self.clip.text_model)
+
+    @cached_property
+    def _batches(self) -> Batches:
+        from fluxscope.shapes.training.transformer import Batches
+
+        return Batches(self.latents, self._encoders, self.settings)
+
+    @cached_property
+    def _preview(self) -> Preview:
+        from fluxscope.shapes.training.export import fold_normalisation
+        from fluxscope.shapes.training.preview import Preview
+
+        vae = fold_normalisation(copy.deepcopy(self.autoencoder), self.latents.mean, self.latents.std)
+        return Preview(self.work, self.settings, self._encoders, vae)
+
+    def _look(
+        self, name: str, guidance: float, classifier_free: bool
+    ) -> Callable[[dict[str, Tensor]], None]:
+        def look(weights: dict[str, Tensor]) -> None:
+            self._preview.look(name, weights, guidance, classifier_free)
+
+        return look
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train flux-shapes and clip-shapes from nothing.")
+    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints, logs and sheets")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the exported folders go")
+    parser.add_argument("--stage", choices=STAGES, help="run up to this stage; all by default")
+    parser.add_argument("--minutes", type=float, help="end --stage after so long")
+    chosen = parser.parse_args()
+    if chosen.minutes and not chosen.stage:
+        parser.error("--minutes needs --stage: it ends that one stage")
+    torch.set_num_threads(torch.get_num_threads())
+    recipe = Recipe(chosen.work, RecipeSettings(), chosen.out, chosen.stage, chosen.minutes)
+    last = STAGES.index(chosen.stage) if chosen.stage else len(STAGES) - 1
+    for stage in STAGES[: last + 1]:
+        getattr(recipe, stage)
+
+
+if __name__ == "__main__":
+    main()
