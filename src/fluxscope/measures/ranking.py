@@ -1,7 +1,7 @@
 """Walking a large S once: its nonzero entries in blocks, and the running top list of every feature.
 
 S is mostly zeros (an image activates a few per cent of the features), so everything is computed from its
-nonzero entries; the dense matrix is touched by one comparison only, and one block of it at a time.
+nonzero entries; the dense matrix is touched by comparisons only, and one block of it at a time.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 
 from fluxscope.dims import SMatrix
 from fluxscope.errors import FluxscopeError, MissingInputError
 
-BLOCK_ELEMENTS = 1 << 19
-"""Elements of S looked at together: 2 MiB of float32, so that a block stays in the processor's cache."""
+BLOCK_ELEMENTS = 1 << 20
+"""Elements of S looked at together: 4 MiB of float32, so that a block stays in the processor's cache."""
+
+RELEASE_BYTES = 1 << 26
+"""How much of a memory map may stay mapped behind the walk."""
 
 
 @dataclass(frozen=True)
 class Entries:
-    """Nonzero entries of a block of S, by ascending row: S[image[i], feature[i]] == value[i]."""
+    """Some entries of S: S[image[i], feature[i]] == value[i]."""
 
     image: Int64[np.ndarray, " e"]
     feature: Int64[np.ndarray, " e"]
@@ -30,6 +33,12 @@ class Entries:
 
     def where(self, mask: np.ndarray) -> Entries:
         return Entries(self.image[mask], self.feature[mask], self.value[mask])
+
+    @property
+    def key(self) -> UInt64[np.ndarray, " e"]:
+        """Ascending by feature, then descending by value: the bits of floats above zero order as they do."""
+        descending = np.uint64(0xFFFFFFFF) - self.value.view(np.uint32)
+        return self.feature.astype(np.uint64) << np.uint64(32) | descending
 
 
 def check_S(S: np.ndarray) -> None:
@@ -47,41 +56,31 @@ def check_S(S: np.ndarray) -> None:
         )
 
 
-def row_blocks(n: int, f: int, block: int | None = None) -> Iterator[slice]:
-    """Cut n rows of f features into slices of `block` rows, by default of BLOCK_ELEMENTS elements."""
-    rows = block or max(1, BLOCK_ELEMENTS // f)
-    for start in range(0, n, rows):
-        yield slice(start, min(start + rows, n))
+def walk_rows(
+    S: SMatrix, bounds: Int64[np.ndarray, " b"], order: Int64[np.ndarray, " n"] | None = None
+) -> Iterator[tuple[int, SMatrix]]:
+    """Give S in blocks of rows, each with its first row; a block ends at each of the bounds.
 
+    With `order`, row i of the walk is row order[i] of S. Otherwise nothing is copied.
 
-def walk_entries(S: SMatrix, block: int | None = None) -> Iterator[Entries]:
-    """Give the nonzero entries of S, block after block of rows.
-
-    Rows, because S is written in C order: a block of rows is one stretch of the file, while a column
-    would touch a page of the disk for every image.
-
-    Raises:
-        FluxscopeError: S holds NaN, Infinity or a negative value (named with its image and feature).
+    Rows, because S is written in C order: a block of rows is one stretch of the file, while a column would
+    touch a page of the disk for every image.
     """
-    n, f = S.shape
-    for rows in row_blocks(n, f, block):
-        yield nonzero_entries(S[rows], rows.start)
-        release_pages(S)
+    behind = 0
+    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        block = np.asarray(S[start:stop] if order is None else S[order[start:stop]])  # no memmap: it is slow
+        yield start, block
+        behind += block.nbytes
+        if behind > RELEASE_BYTES:
+            release_pages(S)
+            behind = 0
+    release_pages(S)
 
 
-def nonzero_entries(block: SMatrix, first_image: int = 0) -> Entries:
-    """The entries of a block that are not zero; NaN is not zero, so it is met here and refused."""
-    flat = np.flatnonzero(block != 0)  # on one dimension NumPy skips runs of zeros
-    image, feature = np.divmod(flat, block.shape[1])
-    value = np.asarray(block[image, feature], dtype=np.float32)
-    if not (np.isfinite(value) & (value > 0)).all():
-        bad = int(np.flatnonzero(~np.isfinite(value) | (value < 0))[0])
-        raise FluxscopeError(
-            f"S holds {value[bad]} at image {first_image + image[bad]}, feature {feature[bad]}",
-            "Codes are finite and never negative: the model or the SAE overflowed (never use fp16), "
-            "or the SAE lacks its ReLU. Mend that and collect again.",
-        )
-    return Entries(image + first_image, feature, value)
+def even_bounds(n: int, f: int, block: int | None = None) -> Int64[np.ndarray, " b"]:
+    """Bounds of blocks of `block` rows, by default of BLOCK_ELEMENTS elements."""
+    rows = block or max(1, BLOCK_ELEMENTS // f)
+    return np.append(np.arange(0, n, rows), n)
 
 
 def release_pages(S: SMatrix) -> None:
@@ -98,66 +97,97 @@ def release_pages(S: SMatrix) -> None:
         owner.madvise(mmap.MADV_DONTNEED)
 
 
-class TopLists:
-    """The k largest entries of every feature among those pushed so far, ties to the lower image index.
+def count_rows(mask: Bool[np.ndarray, "r f"]) -> Int64[np.ndarray, " f"]:
+    """How many rows are true in each column; summed as bytes, which is several times faster than NumPy's own
+    count along an axis."""
+    total = np.zeros(mask.shape[1], np.int64)
+    for start in range(0, len(mask), 255):
+        total += np.add.reduce(mask[start : start + 255].view(np.uint8), axis=0, dtype=np.uint8)
+    return total
 
-    With `group` (an id per image, such as its prompt) a list holds at most one image of each group: the
-    group's largest entry. The order of pushes doesn't matter.
+
+def check_values(value: np.ndarray, f: int, first_row: int, place: np.ndarray | None = None) -> None:
+    """Refuse NaN, Infinity and negative values.
+
+    Args:
+        value: a block of S, or some values of it.
+        first_row: the block's first row in S.
+        place: where the values lie in the flattened block; by default value is all of it.
+
+    Raises:
+        FluxscopeError: naming the image and feature of the first such value.
+    """
+    if not value.size or (value.min() >= 0 and value.max() < np.inf):  # both are NaN where any value is
+        return
+    flat = value.reshape(-1)
+    bad = int(np.flatnonzero(~(flat >= 0) | ~np.isfinite(flat))[0])
+    image, feature = divmod(bad if place is None else int(place[bad]), f)
+    raise FluxscopeError(
+        f"S holds {flat[bad]} at image {first_row + image}, feature {feature}",
+        "Codes are finite and never negative: the model or the SAE overflowed (never use fp16), "
+        "or the SAE lacks its ReLU. Mend that and collect again.",
+    )
+
+
+class TopLists:
+    """The k largest entries of every feature among all that are pushed, ties to the lower image index.
+
+    Entries collect in a pool. Each time it has grown by as much as the lists hold, the k-th largest value of
+    every feature becomes its bar, and what lies below leaves the pool: amortised constant time an entry.
+    Sorting bare keys for the bars is many times faster than sorting the entries, which happens once, at the
+    end. The order of pushes doesn't matter.
 
     Attributes:
-        score: float32 (f, k), descending, -inf where the list is not full.
-        image: int32 (f, k), -1 where the list is not full.
+        bar: float32 (f), entries below it cannot enter any more: callers may leave them out.
     """
 
-    def __init__(self, f: int, k: int, group: Int64[np.ndarray, " n"] | None = None) -> None:
-        self.k, self.group = k, group
-        self.score = np.full((f, k), -np.inf, np.float32)
-        self.image = np.full((f, k), -1, np.int32)
-        self._waiting: list[Entries] = []
-        self._count = 0
+    def __init__(self, f: int, k: int, least: float = 0.0) -> None:
+        self.f, self.k = f, k
+        self.bar = np.full(f, least, np.float32)
+        self._pool: list[Entries] = []
+        self._size, self._limit = 0, k * f // 2
 
     def push(self, entries: Entries) -> None:
-        """Offer entries. They wait until they are as many as the lists themselves: merging then costs
-        amortised constant time an entry, and the bar (the k-th score) still rises early."""
-        entries = entries.where(entries.value >= self.score[entries.feature, -1])
-        self._waiting.append(entries)
-        self._count += len(entries.value)
-        if self._count >= self.score.size:
-            self.settle()
+        self._pool.append(entries)
+        self._size += len(entries.value)
+        if self._size > self._limit:
+            self._raise_bars()
 
-    def settle(self) -> None:
-        """Merge what waits into the lists."""
-        waiting, self._waiting, self._count = self._waiting, [], 0
-        touched = np.unique(np.concatenate([e.feature for e in waiting])) if waiting else np.empty(0, int)
-        if not len(touched):
-            return
-        merged = self._best(self._held(touched), *waiting)
-        first = np.searchsorted(merged.feature, merged.feature)
-        rank = np.arange(len(first)) - first
-        kept, rank = merged.where(rank < self.k), rank[rank < self.k]
-        self.score[touched], self.image[touched] = -np.inf, -1
-        self.score[kept.feature, rank] = kept.value
-        self.image[kept.feature, rank] = kept.image
+    def lists(self) -> tuple[Float32[np.ndarray, "f k"], Int32[np.ndarray, "f k"]]:
+        """Scores, descending, and images of every feature; -inf and -1 where a list is not full."""
+        best = self._exact(self._merged())
+        score = np.full((self.f, self.k), -np.inf, np.float32)
+        image = np.full((self.f, self.k), -1, np.int32)
+        rank = self._rank(best)
+        score[best.feature, rank], image[best.feature, rank] = best.value, best.image
+        return score, image
 
-    def _held(self, features: Int64[np.ndarray, " m"]) -> Entries:
-        image = self.image[features]
-        row, column = np.nonzero(image >= 0)
-        return Entries(image[row, column].astype(np.int64), features[row], self.score[features[row], column])
+    def _raise_bars(self) -> None:
+        entries = self._merged()
+        key = np.sort(entries.key)
+        first = np.searchsorted(key, np.arange(self.f + 1, dtype=np.uint64) << np.uint64(32))
+        full = np.flatnonzero(np.diff(first) >= self.k)
+        kth = key[first[full] + self.k - 1].astype(np.uint32)  # the key's lower half
+        self.bar[full] = (np.uint32(0xFFFFFFFF) - kth).view(np.float32)
+        entries = entries.where(entries.value >= self.bar[entries.feature])
+        if len(entries.value) > 2 * self.k * self.f:  # very many ties
+            entries = self._exact(entries)
+        self._pool, self._size = [entries], len(entries.value)
+        self._limit = self._size + self.k * self.f // 2
 
-    def _best(self, *parts: Entries) -> Entries:
-        """All entries by feature, then descending value, then image; only the first of each group.
+    def _merged(self) -> Entries:
+        nothing = Entries(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+        pool = [nothing, *self._pool]
+        return Entries(
+            np.concatenate([e.image for e in pool]),
+            np.concatenate([e.feature for e in pool]),
+            np.concatenate([e.value for e in pool]),
+        )
 
-        Values are never negative, so their bits order as they do, and one 64-bit key holds feature and
-        value: a third of the time of sorting by three keys.
-        """
-        image = np.concatenate([p.image for p in parts])
-        feature = np.concatenate([p.feature for p in parts])
-        value = np.concatenate([p.value for p in parts])
-        descending = np.uint64(0xFFFFFFFF) - value.view(np.uint32)
-        order = np.lexsort((image, feature.astype(np.uint64) << np.uint64(32) | descending))
-        entries = Entries(image, feature, value).where(order)
-        if self.group is None:
-            return entries
-        pair = entries.feature * (int(self.group.max()) + 1) + self.group[entries.image]
-        first = np.unique(pair, return_index=True)[1]  # a group's first entry is its best
-        return entries.where(np.sort(first))
+    def _exact(self, entries: Entries) -> Entries:
+        ordered = entries.where(np.lexsort((entries.image, entries.key)))
+        return ordered.where(self._rank(ordered) < self.k)
+
+    def _rank(self, ordered: Entries) -> Int64[np.ndarray, " e"]:
+        count = np.bincount(ordered.feature, minlength=self.f)
+        return np.arange(len(ordered.value)) - np.repeat(np.cumsum(count) - count, count)

@@ -7,12 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Float32, Int, Int32, Int64
 
 from fluxscope.dims import SMatrix
 from fluxscope.errors import ConfigError, FluxscopeError
 from fluxscope.measures.coherence import coherence, random_coherence
-from fluxscope.measures.ranking import Entries, TopLists, check_S, walk_entries
+from fluxscope.measures.ranking import (
+    Entries,
+    TopLists,
+    check_S,
+    check_values,
+    count_rows,
+    even_bounds,
+    walk_rows,
+)
 
 RANKINGS = ("clip_coherence", "coherence_z", "crop_coherence", "coverage", "frequency")
 
@@ -67,7 +75,8 @@ def rank_images(
     """Walk S once and rank each feature's images by activation, keeping the first image of each prompt.
 
     Args:
-        S: float32 (n, f), an array or a memory map; it is read in blocks of rows.
+        S: float32 (n, f), an array or a memory map; it is read in blocks of rows, none of them smaller than
+            the images of one prompt.
         prompt_idx: the prompt of each row.
         eps: a feature is active on an image when S > eps.
         top_m: how many images to keep.
@@ -81,40 +90,66 @@ def rank_images(
         raise FluxscopeError(
             f"S has {n} images, the prompts are of {len(prompt_idx)}", "Both must come from the same run."
         )
-    prompt = np.unique(prompt_idx, return_inverse=True)[1].astype(np.int64)
-    lists, covered = TopLists(f, top_m, prompt), _Coverage(prompt, f)
-    count = np.zeros(f, np.int64)
-    for entries in walk_entries(S, block):
-        active = entries.where(entries.value > eps)
-        lists.push(active)
-        covered.push(active)
-        count += np.bincount(active.feature, minlength=f)
-    lists.settle()
-    return RankedImages(lists.image, lists.score, covered.count, (count / n).astype(np.float32))
+    # The images of each prompt beside each other, as a run writes them, and blocks of whole prompts: then
+    # the maxima of the prompts take the place of their images at once.
+    order = np.argsort(prompt_idx, kind="stable")
+    as_is = bool((order == np.arange(n)).all())
+    first = np.unique(prompt_idx[order], return_index=True)[1]  # of each prompt, in the order
+    lists = TopLists(f, top_m, float(np.nextafter(np.float32(eps), np.float32(np.inf))))
+    coverage, count = np.zeros(f, np.int64), np.zeros(f, np.int64)
+    for start, rows in walk_rows(S, _prompt_bounds(first, n, f, block), None if as_is else order):
+        stop = start + len(rows)
+        heads = first[np.searchsorted(first, start) : np.searchsorted(first, stop)] - start
+        best = _maxima(rows, heads)
+        if not best.max() < np.inf:
+            check_values(rows, f, start)
+        coverage += count_rows(best > eps)
+        count += count_rows(rows > eps)
+        row, feature, value = _candidates(best, rows, heads, lists.bar)
+        lists.push(Entries(order[start + row], feature, value))
+    score, image = lists.lists()
+    return RankedImages(image, score, coverage.astype(np.int32), (count / n).astype(np.float32))
 
 
-class _Coverage:
-    """Counts, for every feature, the distinct prompts it was seen with, one bit a pair: 50,000 prompts x
-    49,152 features take 300 MB, and no order of the images is asked for."""
+def _prompt_bounds(
+    first: Int64[np.ndarray, " p"], n: int, f: int, block: int | None
+) -> Int64[np.ndarray, " b"]:
+    """Bounds of blocks of about even size, each moved back to the beginning of a prompt."""
+    wanted = even_bounds(n, f, block)[1:-1]
+    return np.unique(np.concatenate([[0], first[np.searchsorted(first, wanted, "right") - 1], [n]]))
 
-    def __init__(self, prompt: Int[np.ndarray, " n"], f: int) -> None:
-        self.prompt, self.f = prompt, f
-        self.seen = np.zeros((int(prompt.max()) + 1, (f + 7) // 8), np.uint8)
 
-    def push(self, active: Entries) -> None:
-        prompts, row = np.unique(self.prompt[active.image], return_inverse=True)
-        marks = np.zeros((len(prompts), self.f), bool)
-        marks[row, active.feature] = True
-        self.seen[prompts] |= np.packbits(marks, axis=1)
+def _maxima(rows: SMatrix, heads: Int64[np.ndarray, " p"]) -> Float32[np.ndarray, "p f"]:
+    """The largest value of each stretch of rows; `heads` are the stretches' first rows.
 
-    @property
-    def count(self) -> Int32[np.ndarray, " f"]:
-        count = np.zeros(self.f, np.int32)
-        for start in range(0, len(self.seen), 128):
-            count += np.unpackbits(self.seen[start : start + 128], axis=1, count=self.f).sum(
-                0, dtype=np.int32
-            )
-        return count
+    By turns (all second rows, all third ones, ...): NumPy's reduceat takes many times as long.
+    """
+    size = np.diff(heads, append=len(rows))
+    if (size == size[0]).all():
+        turns = [rows[turn :: size[0]] for turn in range(size[0])]
+        best = turns[0] if len(turns) == 1 else np.maximum(turns[0], turns[1])
+        for rest in turns[2:]:
+            np.maximum(best, rest, out=best)
+        return best
+    best = rows[heads]
+    for turn in range(1, int(size.max())):
+        more = np.flatnonzero(size > turn)
+        best[more] = np.maximum(best[more], rows[heads[more] + turn])
+    return best
+
+
+def _candidates(
+    best: SMatrix, rows: Float32[np.ndarray, "r f"], heads: Int64[np.ndarray, " p"], bar: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, feature and value of the prompts' maxima that reach the bar; the first row that has the value."""
+    prompt, feature = np.divmod(np.flatnonzero(best >= bar), best.shape[1])
+    value = best[prompt, feature]
+    row = heads[prompt]
+    behind = rows[row, feature] != value
+    while behind.any():
+        row[behind] += 1
+        behind = rows[row, feature] != value
+    return row, feature, value
 
 
 def score_features(

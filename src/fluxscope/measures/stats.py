@@ -14,9 +14,10 @@ from fluxscope.measures.ranking import (
     Entries,
     TopLists,
     check_S,
-    nonzero_entries,
+    check_values,
+    even_bounds,
     release_pages,
-    walk_entries,
+    walk_rows,
 )
 
 RARE_BELOW = 0.01
@@ -72,7 +73,7 @@ def feature_stats(S: SMatrix, eps: float, top_k: int, block: int | None = None) 
             same reason. Memory stays at a few blocks, whatever n is.
         eps: a feature is active on an image when S > eps.
         top_k: how many top images to keep for each feature.
-        block: rows at a time; by default 2 MiB of them.
+        block: rows at a time; by default 4 MiB of them.
 
     Raises:
         FluxscopeError: S is empty or no matrix, holds NaN, Infinity or negative values, or top_k is below 1.
@@ -81,11 +82,12 @@ def feature_stats(S: SMatrix, eps: float, top_k: int, block: int | None = None) 
     if top_k < 1:
         raise FluxscopeError(f"top_k is {top_k}", "Keep at least one image per feature.")
     n, f = S.shape
-    width = f if S.flags.c_contiguous or not S.flags.f_contiguous else max(1, BLOCK_ELEMENTS // n)
+    in_columns = S.flags.f_contiguous and not S.flags.c_contiguous
+    width = max(1, BLOCK_ELEMENTS // n) if in_columns else f
     parts = []
     for start in range(0, f, width):
-        columns = S if width >= f else np.ascontiguousarray(S[:, start : start + width])
-        parts.append(_stats_of_columns(columns, eps, min(top_k, n), block))
+        columns = np.ascontiguousarray(S[:, start : start + width]) if in_columns else S
+        parts.append(_stats_of(columns, eps, min(top_k, n), block))
         release_pages(S)
     count, total, squares, score, image = (np.concatenate(p) for p in zip(*parts, strict=True))
     seen = np.maximum(count, 1)
@@ -103,31 +105,42 @@ def feature_stats(S: SMatrix, eps: float, top_k: int, block: int | None = None) 
     )
 
 
-def _stats_of_columns(S: SMatrix, eps: float, k: int, block: int | None) -> tuple[np.ndarray, ...]:
-    """Count, sum and sum of squares over active images, and the top lists, of some columns of S."""
-    f = S.shape[1]
+def _stats_of(S: SMatrix, eps: float, k: int, block: int | None) -> tuple[np.ndarray, ...]:
+    """Count, sum and sum of squares over active images, and the top lists, by features."""
+    n, f = S.shape
     lists = TopLists(f, k)
-    _seed_lists(lists, S[:k])
     count, total, squares = np.zeros(f, np.int64), np.zeros(f), np.zeros(f)
-    for entries in walk_entries(S, block):
-        lists.push(entries.where(entries.image >= k))
-        active = entries.where(entries.value > eps)
-        value = active.value.astype(np.float64)
-        count += np.bincount(active.feature, minlength=f)
-        total += np.bincount(active.feature, value, minlength=f)
-        squares += np.bincount(active.feature, value**2, minlength=f)
-    lists.settle()
-    return count, total, squares, lists.score, lists.image
+    for start, rows in walk_rows(S, even_bounds(n, f, block)):
+        place = np.flatnonzero(rows != 0)  # NaN is not zero: it is met here
+        value = rows.reshape(-1)[place].astype(np.float32, copy=False)
+        check_values(value, f, start, place)
+        feature = place % f
+        high = value >= lists.bar[feature]
+        lists.push(Entries(place[high] // f + start, feature[high], value[high]))
+        active = value > eps
+        if not active.all():
+            feature, value = feature[active], value[active]
+        exact = value.astype(np.float64)
+        count += np.bincount(feature, minlength=f)
+        total += np.bincount(feature, exact, f)
+        squares += np.bincount(feature, exact**2, f)
+    return count, total, squares, *_filled(*lists.lists(), n)
 
 
-def _seed_lists(lists: TopLists, first_rows: SMatrix) -> None:
-    """Start from the first k images, zeros included, so that every list is full from the beginning.
+def _filled(
+    score: Float32[np.ndarray, "f k"], image: Int32[np.ndarray, "f k"], n: int
+) -> tuple[Float32[np.ndarray, "f k"], Int32[np.ndarray, "f k"]]:
+    """Fill short lists with the images of lowest index on which the feature is zero.
 
-    From then on only nonzero entries can enter: a later zero never beats an earlier one.
+    A short list holds all images on which its feature is not zero, and those are fewer than k: among the
+    first 2k images there are enough others.
     """
-    k, f = first_rows.shape
-    nonzero_entries(first_rows)  # refuses NaN
-    image, feature = np.divmod(np.arange(k * f), f)
-    value = np.array(first_rows, dtype=np.float32).reshape(-1)
-    lists.push(Entries(image, feature, value))
-    lists.settle()
+    f, k = image.shape
+    taken = np.zeros((f, min(2 * k, n)), bool)
+    row, column = np.nonzero((image >= 0) & (image < taken.shape[1]))
+    taken[row, image[row, column]] = True
+    others = np.argsort(taken, axis=1, kind="stable")
+    length = (image >= 0).sum(1, keepdims=True)
+    short = np.arange(k) >= length
+    spare = np.take_along_axis(others, np.where(short, np.arange(k) - length, 0), axis=1)
+    return np.where(short, np.float32(0), score), np.where(short, spare, image).astype(np.int32)
