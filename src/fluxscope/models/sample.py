@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import FluxPipeline
 from jaxtyping import Float, UInt8
@@ -36,6 +37,36 @@ class PictureSpec:
     guidance: float
 
 
+@dataclass(frozen=True)
+class Partway:
+    """Pictures on their way: packed latents, as they are before a denoising step is taken.
+
+    Attributes:
+        latents: one row a picture.
+        step: the next step, counted from 0.
+    """
+
+    latents: Float[Tensor, "b t c"]
+    step: int
+
+    def repeat(self, rows: int) -> Partway:
+        """One picture's latents for every row of a batch."""
+        return Partway(self.latents.expand(rows, -1, -1).contiguous(), self.step)
+
+
+def can_resume(pipe: FluxPipeline) -> bool:
+    """Whether denoising gone on with from the middle ends in the same bits.
+
+    It does where each step's noise level follows from that step alone, as in FLUX.1; not where a scheduler
+    stretches or rearranges the levels of the whole run.
+    """
+    config = pipe.scheduler.config
+    rearranging = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas")
+    known = type(pipe.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+    stretched = any(config.get(name) for name in (*rearranging, "shift_terminal", "stochastic_sampling"))
+    return known and not stretched
+
+
 @torch.inference_mode()
 def denoise(
     pipe: FluxPipeline,
@@ -44,19 +75,23 @@ def denoise(
     spec: PictureSpec,
     clock: StepClock | None = None,
     stop_after: int | None = None,
+    start: Partway | None = None,
 ) -> Float[Tensor, "b t c"]:
     """Denoise one batch, a row for each embedding and seed, and return the packed latents.
 
     Args:
         clock: ticks with the steps; hooks that act at some steps read it.
         stop_after: the last step to take, counted from 0, for who only listens; the latents are then noisy.
+        start: go on from here instead of from noise. The result has the bits of an uninterrupted run of the
+            same batch size, where `can_resume`.
     """
     clock = clock or StepClock()
-    clock.step = 0
+    first = clock.step = start.step if start else 0
+    assert first < spec.steps and (first == 0 or can_resume(pipe))
 
     def tick(pipe: FluxPipeline, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        clock.step = step + 1
-        if step == stop_after:
+        clock.step = first + step + 1
+        if first + step == stop_after:
             pipe._interrupt = True  # FluxPipeline then passes over the remaining steps
         return tensors
 
@@ -68,7 +103,9 @@ def denoise(
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             height=spec.height,
             width=spec.width,
-            num_inference_steps=spec.steps,
+            latents=start.latents.to(device, dtype) if start else None,
+            num_inference_steps=spec.steps - first,
+            sigmas=np.linspace(1.0, 1 / spec.steps, spec.steps)[first:],  # the tail of the pipeline's own
             guidance_scale=spec.guidance,
             output_type="latent",
             callback_on_step_end=tick,
