@@ -7,6 +7,7 @@ one finds the old file or the new one. JSON is strict: NaN and Infinity are refu
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import pickle
@@ -157,11 +158,14 @@ def save_image(path: Path | str, image: Image) -> None:
         image.save(file, format="PNG", compress_level=4)
 
 
-def read_torch_checkpoint(path: Path | str) -> dict[str, Any]:
+def read_torch_checkpoint(path: Path | str, skip_line: bool = False) -> dict[str, Any]:
     """Read a torch checkpoint without ever running what it holds.
 
     Only tensors and plain containers are accepted (`weights_only=True`); a pickle that names any other
     callable is refused before anything of it runs.
+
+    Args:
+        skip_line: the checkpoint begins after the file's first line.
 
     Raises:
         CheckpointError: the file is missing, cut short, not a checkpoint, or would run code.
@@ -172,7 +176,8 @@ def read_torch_checkpoint(path: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint not found: {path}", "Check the path in the settings.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        source = io.BytesIO(path.read_bytes().partition(b"\n")[2]) if skip_line else path
+        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "GLOBAL" in str(error) or "WeightsUnpickler" in str(error):
             raise CheckpointError(

@@ -14,11 +14,44 @@ import torch
 
 from fluxscope.errors import CheckpointError
 from fluxscope.sae.base import LinearSae
-from fluxscope.sae.formats import native
-from fluxscope.sae.formats.format import Format
+from fluxscope.sae.batch_topk import BatchTopKSparseAutoencoder
+from fluxscope.sae.formats import (
+    dictionary_learning,
+    diffract,
+    native,
+    openai,
+    sae_lens,
+    saev,
+    sparsify,
+)
+from fluxscope.sae.formats.format import Candidate, Format, Imported
+from fluxscope.sae.formats.hub import resolve
 
-FORMATS: tuple[Format, ...] = (native.FORMAT,)
+FORMATS: tuple[Format, ...] = (
+    native.FORMAT,
+    dictionary_learning.FORMAT,
+    sae_lens.FORMAT,
+    sparsify.FORMAT,
+    openai.FORMAT,
+    saev.FORMAT,
+    diffract.FORMAT,
+)
 """Every format, in the order in which they are tried. A new one is a file of its own and a line here."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What happened when 64 random activations went through an SAE that another library wrote.
+
+    Args:
+        l0: active features a token.
+        code_error, reconstruction_error: largest difference between ours and the library's own formula on
+            the file's own tensors, relative to the largest value.
+    """
+
+    l0: float
+    code_error: float
+    reconstruction_error: float
 
 
 @dataclass(frozen=True)
@@ -31,6 +64,7 @@ class SaeInfo:
         architecture: "topk", "relu", ...
         input_dim, hidden_dim: d and f.
         config: the checkpoint's config, completed with what its weights and folder name tell.
+        probe: of foreign formats.
     """
 
     path: Path
@@ -39,6 +73,7 @@ class SaeInfo:
     input_dim: int
     hidden_dim: int
     config: dict[str, Any]
+    probe: Probe | None = None
 
     @property
     def k(self) -> int | None:
@@ -58,42 +93,107 @@ class SaeInfo:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load(path: Path | str, device: torch.device | str = "cpu") -> tuple[LinearSae, SaeInfo]:
+def load(
+    path: Path | str, device: torch.device | str = "cpu", timestep: float | None = None
+) -> tuple[LinearSae, SaeInfo]:
     """Read an SAE of any known format, in evaluation mode and without gradients.
+
+    Args:
+        path: a file, the folder that holds it, or hf://owner/name/file.
+        timestep: for SAEs that are conditioned on it, the one to read them at.
 
     Raises:
         CheckpointError: the file is missing, damaged, hostile, unknown or contradicts itself.
     """
-    path = Path(path)
-    if path.is_dir() and (path / "sae_best.pt").is_file():
-        path = path / "sae_best.pt"
-    form = next((form for form in FORMATS if form.recognise(path)), native.FORMAT)  # native explains refusals
-    sae, config = form.read(path)
-    info = SaeInfo(path, form.name, sae.architecture, sae.input_dim, sae.hidden_dim, config)
-    return sae.to(device).requires_grad_(False), info
+    candidate = Candidate(resolve(path))
+    form = recognise(candidate)
+    if timestep is None:
+        imported = form.read(candidate)
+    elif form is diffract.FORMAT:
+        imported = diffract.read_at(candidate, timestep)
+    else:
+        raise CheckpointError(
+            f"{path} is not conditioned on the timestep (format {form.name})", "Leave the timestep out."
+        )
+    sae, foreign = imported.sae.eval().requires_grad_(False), form is not native.FORMAT
+    info = SaeInfo(
+        candidate.path,
+        form.name,
+        sae.architecture,
+        sae.input_dim,
+        sae.hidden_dim,
+        sae.config() | imported.config if foreign else imported.config,
+        probe(imported) if foreign else None,
+    )
+    return sae.to(device), info
+
+
+def recognise(candidate: Candidate) -> Format:
+    """The format of a file.
+
+    Raises:
+        CheckpointError: it has none that we know.
+    """
+    for form in FORMATS:
+        if form.recognise(candidate):
+            return form
+    raise CheckpointError(
+        f"{candidate.path} is no SAE checkpoint of a known format",
+        f"It holds {', '.join(sorted(map(str, candidate.state)))[:200] or 'nothing'}; "
+        f"known formats are {', '.join(form.name for form in FORMATS)}.",
+    )
+
+
+@torch.no_grad()
+def probe(imported: Imported, n_tokens: int = 64) -> Probe | None:
+    """Encode and decode random activations with ours and with the file's own formula.
+
+    None for a BatchTopK SAE whose threshold was never set: it can't encode before it is calibrated.
+    """
+    sae = imported.sae
+    if isinstance(sae, BatchTopKSparseAutoencoder) and float(sae.threshold) < 0:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    x = sae.pre_bias + torch.randn(n_tokens, sae.input_dim, generator=generator)
+    ours, theirs = sae.encode(x), imported.encode(x)
+    return Probe(
+        float((ours > 0).sum()) / n_tokens,
+        _relative(ours, theirs),
+        _relative(sae.decode(ours), imported.decode(theirs)),
+    )
+
+
+def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
 
 
 def save(
     path: Path | str, sae: LinearSae, config: dict[str, Any] | None = None, form: str = "fluxscope"
-) -> None:
+) -> Path:
     """Write an SAE in the named format.
 
     Args:
+        path: a file; for formats of several files, their folder.
         config: plain entries to keep beside the weights (layer, timestep, ...).
 
+    Returns:
+        The file that holds the weights.
+
     Raises:
-        CheckpointError: the format is unknown or only read.
+        CheckpointError: the format is unknown, only read, or has no place for this architecture.
     """
-    writers = {f.name: f.write for f in FORMATS if f.write is not None}
+    writers = {f.name: f for f in FORMATS if f.write is not None}
     if form not in writers:
         raise CheckpointError(f"no SAE is written in format '{form}'", f"Known are {', '.join(writers)}.")
-    writers[form](Path(path), sae, config or {})
+    chosen, path = writers[form], Path(path)
+    assert chosen.write is not None
+    chosen.write(path, sae, config or {})
+    return path / chosen.weights if chosen.weights else path
 
 
-def describe(path: Path | str) -> list[tuple[str, str]]:
+def describe(path: Path | str, timestep: float | None = None) -> list[tuple[str, str]]:
     """(label, value) lines about a checkpoint, for people to read."""
-    sae, info = load(path)
-    encoder, decoder = sae.encoder.weight.norm(dim=1), sae.decoder.weight.norm(dim=0)
+    sae, info = load(path, timestep=timestep)
     lines = [
         ("file", str(info.path)),
         ("format", info.format),
@@ -103,13 +203,22 @@ def describe(path: Path | str) -> list[tuple[str, str]]:
         ("active features k", str(info.k) if info.k else "not fixed"),
         ("layer", _or_unknown(info.layer)),
         ("step (1-based)", _or_unknown(info.timestep)),
-        ("decoder norms", _span(decoder)),
-        ("encoder norms", _span(encoder)),
+        ("decoder norms", _span(sae.decoder.weight.norm(dim=0))),
+        ("encoder norms", _span(sae.encoder.weight.norm(dim=1))),
         ("pre_bias norm", f"{float(sae.pre_bias.norm()):.4g}"),
         ("size", f"{info.path.stat().st_size / 2**20:.2f} MiB"),
         ("sha256", info.sha256()),
     ]
+    if info.probe:
+        lines.append(("probe", _probe_line(info.probe)))
     return lines + [(f"config.{name}", str(value)) for name, value in sorted(info.config.items())]
+
+
+def _probe_line(found: Probe) -> str:
+    return (
+        f"L0 {found.l0:.1f} on random activations; against the file's own formula codes differ by "
+        f"{found.code_error:.1e}, reconstructions by {found.reconstruction_error:.1e} of the largest value"
+    )
 
 
 def _or_unknown(value: Any) -> str:
@@ -120,4 +229,4 @@ def _span(norms: torch.Tensor) -> str:
     return f"{float(norms.min()):.4g} to {float(norms.max()):.4g}, mean {float(norms.mean()):.4g}"
 
 
-__all__ = ["FORMATS", "Format", "SaeInfo", "describe", "load", "save"]
+__all__ = ["FORMATS", "Format", "Probe", "SaeInfo", "describe", "load", "probe", "save"]

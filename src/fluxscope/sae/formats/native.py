@@ -13,83 +13,67 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from fluxscope import files
 from fluxscope.errors import CheckpointError
 from fluxscope.sae import ARCHITECTURES
 from fluxscope.sae.base import LinearSae
-from fluxscope.sae.formats.format import Format, check_square_orientation, require, require_shape
+from fluxscope.sae.formats.format import (
+    Candidate,
+    Format,
+    Imported,
+    checked_parts,
+    positive_integer,
+    require,
+    require_shape,
+    write_torch,
+)
 
-WEIGHTS = ("pre_bias", "encoder.weight", "encoder.bias", "decoder.weight")
+_NAMES = ("encoder.weight", "encoder.bias", "decoder.weight", "pre_bias")
 _FOLDER = re.compile(r"layer(?P<layer>\d+)|_t(?P<timestep>\d+)(?=_|$)|topk(?P<topk_k>\d+)")
 
 
-def recognise(path: Path) -> bool:
-    if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
-        return False
-    try:
-        checkpoint = files.read_torch_checkpoint(path)
-    except CheckpointError:
-        return False
-    return "model_state_dict" in checkpoint or "pre_bias" in _without_prefix(checkpoint)
+def recognise(candidate: Candidate) -> bool:
+    state = candidate.state
+    return "model_state_dict" in state or {"pre_bias", "encoder.bias"} <= set(_without_prefix(state))
 
 
-def read(path: Path) -> tuple[LinearSae, dict[str, Any]]:
+def read(candidate: Candidate) -> Imported:
     """Read an SAE and its config, completed by what the weights and the folder's name tell.
 
     Raises:
-        CheckpointError: the file is missing, damaged, hostile, of another form, or contradicts itself.
+        CheckpointError: the weights are incomplete or damaged, or the config contradicts them.
     """
-    checkpoint = files.read_torch_checkpoint(path)
-    state = checkpoint.get("model_state_dict", checkpoint)
+    path = candidate.path
+    state = candidate.state.get("model_state_dict", candidate.state)
     if not isinstance(state, Mapping):
         raise CheckpointError(
             f"model_state_dict in {path} is no dictionary", "It is not an SAE's checkpoint."
         )
     state = _without_prefix(state)
-    weights = require(state, WEIGHTS, path)
-    input_dim, hidden_dim = _check_shapes(weights, path)
-    config = _complete(checkpoint.get("config"), input_dim, hidden_dim, path)
-    sae = _architecture(config, path).from_config(input_dim, hidden_dim, config)
-    extra = tuple(name for name in sae.state_dict() if name not in WEIGHTS)
-    weights |= require(state, extra, path)
-    for name in extra:
-        require_shape(weights[name], tuple(sae.state_dict()[name].shape), name, path)
-    sae.load_state_dict(weights)
-    return sae.eval(), config
+    parts = checked_parts(state, _NAMES, path, encoder_by_latent=True, decoder_by_latent=False)
+    f, d = parts.encoder.shape
+    config = _complete(candidate.state.get("config"), d, f, path)
+    sae = parts.fill(_architecture(config, path).from_config(d, f, config))
+    own = sae.state_dict()
+    extra = tuple(name for name in own if name not in _NAMES)
+    for name, tensor in require(state, extra, path).items():
+        require_shape(tensor, tuple(own[name].shape), name, path)
+        own[name].copy_(tensor)
+    return Imported(sae, config, sae.encode, sae.decode)
 
 
-def write(path: Path, sae: LinearSae, config: Mapping[str, Any] | None = None) -> None:
+def write(path: Path, sae: LinearSae, config: Mapping[str, Any]) -> None:
     """Write `sae` to `path`, whole or not at all.
 
     Args:
         config: further plain entries for the config (layer, timestep, ...); those that build the SAE win.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    with files.atomic_write(path) as file:
-        torch.save({"config": dict(config or {}) | sae.config(), "model_state_dict": state}, file)
+    write_torch(path, {"config": dict(config) | sae.config(), "model_state_dict": state})
 
 
 def _without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
     """Drop the prefixes that torch.compile and DistributedDataParallel put before every name."""
     return {re.sub(r"^(_orig_mod\.|module\.)+", "", str(name)): value for name, value in state.items()}
-
-
-def _check_shapes(weights: Mapping[str, Tensor], path: Path) -> tuple[int, int]:
-    """(d, f), told by the two bias vectors."""
-    for name in ("pre_bias", "encoder.bias"):
-        if weights[name].ndim != 1 or len(weights[name]) == 0:
-            raise CheckpointError(
-                f"{name} in {path} has shape {tuple(weights[name].shape)}, expected a vector",
-                "It is not an SAE's checkpoint.",
-            )
-    input_dim, hidden_dim = len(weights["pre_bias"]), len(weights["encoder.bias"])
-    require_shape(weights["encoder.weight"], (hidden_dim, input_dim), "encoder.weight", path)
-    require_shape(weights["decoder.weight"], (input_dim, hidden_dim), "decoder.weight", path)
-    check_square_orientation(weights["encoder.weight"], weights["decoder.weight"], path)
-    return input_dim, hidden_dim
 
 
 def _complete(stored: Any, input_dim: int, hidden_dim: int, path: Path) -> dict[str, Any]:
@@ -101,12 +85,8 @@ def _complete(stored: Any, input_dim: int, hidden_dim: int, path: Path) -> dict[
                 f"config of {path} says {name} = {config[name]}, its weights say {found}",
                 "Its config and weights come from different SAEs.",
             )
-    told = {
-        name: int(value)
-        for m in _FOLDER.finditer(path.parent.name)
-        for name, value in m.groupdict().items()
-        if value
-    }
+    matches = _FOLDER.finditer(path.parent.name)
+    told = {name: int(value) for m in matches for name, value in m.groupdict().items() if value}
     filled = told | {name: value for name, value in config.items() if value is not None}
     return config | filled | {"input_dim": input_dim, "hidden_dim": hidden_dim}
 
@@ -131,10 +111,8 @@ def _architecture(config: Mapping[str, Any], path: Path) -> type[LinearSae]:
         )
     if name not in by_name:
         raise CheckpointError(f"{path} holds a {name} SAE", f"Known are {', '.join(by_name)}.")
-    if name == "topk" and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-        raise CheckpointError(
-            f"{path} is a TopK SAE whose config says topk_k = {k}", "Set topk_k to the k it was trained with."
-        )
+    if "topk" in name:
+        positive_integer(k, "topk_k", path)
     return by_name[name]
 
 

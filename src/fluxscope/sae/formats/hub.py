@@ -1,0 +1,44 @@
+"""Checkpoints by their Hub names: hf://owner/name/file, or a folder in place of the file."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from fluxscope.errors import CheckpointError
+
+PREFIX = "hf://"
+
+
+def resolve(path: Path | str) -> Path:
+    """A local path for `path`: itself, or what was fetched from the Hub (once: its cache keeps it).
+
+    Raises:
+        CheckpointError: the name is no hf://owner/name/file, or could not be fetched.
+    """
+    if not str(path).startswith(PREFIX):
+        return Path(path)
+    parts = PurePosixPath(str(path).removeprefix(PREFIX)).parts
+    if len(parts) < 3:
+        raise CheckpointError(
+            f"{path} names no file", "Write hf://owner/name/file, or a folder for the file."
+        )
+    repo, inside = "/".join(parts[:2]), PurePosixPath(*parts[2:])
+    return _fetch(repo, inside)
+
+
+def _fetch(repo: str, inside: PurePosixPath) -> Path:
+    """Fetch a file with the config that lies beside it, or a folder."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    folder = inside.parent if inside.suffix else inside
+    wanted = [str(inside)] if inside.suffix else [f"{folder}/*"]
+    wanted += [str(folder / name) for name in ("cfg.json", "config.json")]
+    try:
+        root = snapshot_download(repo, allow_patterns=wanted)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{PREFIX}{repo}/{inside} could not be fetched ({str(error).splitlines()[0]})",
+            "Check the name and the network; for gated models, log in with `hf auth login`.",
+        ) from error
+    return Path(root) / inside
