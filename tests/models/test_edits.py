@@ -206,11 +206,11 @@ def test_a_step_without_the_hook_is_an_error_and_the_hook_is_gone(pipe, embeddin
 
 
 def test_bfloat16_activations_keep_their_type_and_unchanged_bits(sae):
-    from fluxscope.models.edits import _columns_of, delta_of
+    from fluxscope.models.edits import columns_of, delta_of
 
     x = torch.randn(2, 64, 128, dtype=torch.bfloat16)
     rows = [[Change("scale", 1.0, 7)], [Change("add", 3.0, 7)]]
-    delta = delta_of(sae, x, _columns_of(sae, rows), Scope(FF, range(1)))
+    delta = delta_of(sae, x, columns_of(sae, rows), Scope(FF, range(1)))
     changed = (x.float() + delta).to(x.dtype)
     assert torch.equal(changed[0], x[0]) and not torch.equal(changed[1], x[1])
 

@@ -160,7 +160,7 @@ class Edits:
         self._clock = clock
         self._sae = sae
         self._scope = scope
-        self._columns = _columns_of(sae, rows)
+        self._columns = columns_of(sae, rows)
         self._n_rows = len(rows)
         self._module = scope.site.module(transformer)
         self._handle: Any = None
@@ -205,7 +205,7 @@ class Column:
     amounts: Float32[Tensor, " b"]
 
 
-def _columns_of(sae: LinearSae, rows: Sequence[Row]) -> list[Column]:
+def columns_of(sae: LinearSae, rows: Sequence[Row]) -> list[Column]:
     """The rows' changes, gathered by kind and feature or direction."""
     columns: dict[tuple[Any, ...], Column] = {}
     for number, row in enumerate(rows):

@@ -1,0 +1,15 @@
+"""Forward hooks under the names that existing scripts import. See fluxscope.models.script_hooks."""
+
+from fluxscope.models.script_hooks import (
+    EncodeDecodeSteeringHook,
+    FeatureSteeringHook,
+    MultiFeatureSteeringHook,
+    StepActivationCatcher,
+)
+
+__all__ = [
+    "EncodeDecodeSteeringHook",
+    "FeatureSteeringHook",
+    "MultiFeatureSteeringHook",
+    "StepActivationCatcher",
+]
