@@ -90,9 +90,7 @@ def test_every_step_shows_the_flags_it_depends_on_and_no_others():
         for name in settings_table():
             shown = f"--{name.replace('_', '-')}" in re.split(r"[\s,/]+", page)
             wanted = name in step.settings or name in ("out_dir", "model_id", "active_layer")
-            assert shown == (wanted and name not in ("patch_size", "patch_grid")) or name == "active_layer", (
-                name
-            )
+            assert shown == (wanted and name not in NO_FLAG), (step.name, name)
 
 
 def test_fresh_steps_are_skipped_and_a_changed_setting_redoes_one(finished, tmp_path):
@@ -152,3 +150,12 @@ def test_sae_info_says_what_a_checkpoint_holds():
     missing = fluxscope("sae-info", "nowhere.pt")
     assert missing.exit_code == 1
     assert "not found" in missing.stderr
+
+
+def test_every_public_name_is_there():
+    import fluxscope
+
+    for name in fluxscope.__all__:
+        assert getattr(fluxscope, name) is not None
+    with pytest.raises(AttributeError):
+        _ = fluxscope.nothing

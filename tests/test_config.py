@@ -21,6 +21,10 @@ def test_step_number_counts_from_one_and_index_from_zero():
     assert make_config(target_step_number=14).target_step_index == 13
 
 
+def test_captured_steps_begin_with_the_target_and_are_given_once():
+    assert make_config(capture_steps="3,14,20").captured_step_indices == (13, 2, 19)
+
+
 def test_layers_are_the_active_one_first():
     assert make_config(active_layer=5).layers == (5, 15)
     assert make_config(active_layer=5, compare_layers=False).layers == (5,)
@@ -32,8 +36,10 @@ def test_layers_are_the_active_one_first():
         ({"heigth": 128}, "unknown setting: heigth", "height"),
         ({"height": 100}, "multiple of 16", "96 or 112"),
         ({"height": 8}, "at least 16", ""),
-        ({"target_step_number": 21}, "past the last", "count from 1"),
+        ({"target_step_number": 21}, "not among the 20 steps", "count from 1"),
         ({"target_step_number": 0}, "at least 1", ""),
+        ({"capture_steps": (3, 21)}, "capture_steps 21 is not among", "count from 1"),
+        ({"capture_steps": "3,x"}, "cannot be '3,x'", "3,13,19"),
         ({"guidance_scale": float("nan")}, "finite", ""),
         ({"guidance_scale": "high"}, "must be float", ""),
         ({"reps_per_prompt": True}, "must be int", ""),

@@ -131,6 +131,7 @@ def _flag(name: str) -> inspect.Parameter:
     """The flag of a setting: its name with dashes, its meaning as the help text."""
     field = settings_table()[name]
     kind, _ = setting_type(name)
+    kind = str if kind is tuple else kind
     dashed = "--" + name.replace("_", "-")
     names = [f"{dashed}/--no-{name.replace('_', '-')}"] if kind is bool else [dashed]
     if name in SHORT_NAMES:
@@ -138,10 +139,10 @@ def _flag(name: str) -> inspect.Parameter:
     help = field.metadata["help"]
     if "choices" in field.metadata:
         help += f" One of: {', '.join(str(choice) for choice in field.metadata['choices'])}."
-    if field.default is not None:
+    if field.default not in (None, ()):
         help += f" [default: {field.default}]"
     option = typer.Option(*names, help=help, show_default=False, rich_help_panel="Settings")
-    return _option(name, Annotated[Optional[kind], option], None)  # type: ignore[valid-type]  # noqa: UP045
+    return _option(name, Annotated[Optional[kind], option], None)  # noqa: UP045
 
 
 @contextmanager

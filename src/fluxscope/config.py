@@ -95,6 +95,9 @@ class Config:
     target_step_number: int = setting(
         14, "Denoising step whose activations are looked at, counted from 1.", low=1
     )
+    capture_steps: tuple[int, ...] = setting(
+        (), "Further steps whose codes are kept, counted from 1, such as 3,13,19."
+    )
     prompts_path: str | None = setting(None, "File of prompts, one a line. None: the model's sample prompts.")
     max_prompts: int = setting(0, "Use only the first so many prompts; 0 uses all.", low=0)
     reps_per_prompt: int = setting(2, "Pictures of each prompt, each with a seed of its own.", low=1)
@@ -148,12 +151,7 @@ class Config:
                 object.__setattr__(self, name, value)
         for each in _FIELDS.values():
             object.__setattr__(self, each.name, _checked(each, getattr(self, each.name)))
-        if self.target_step_number > self.num_inference_steps:
-            raise ConfigError(
-                f"target_step_number {self.target_step_number} is past the last of "
-                f"{self.num_inference_steps} steps",
-                "Steps count from 1: choose one that the run has, or raise num_inference_steps.",
-            )
+        self._check_steps()
         if self.patch_grid is None:
             object.__setattr__(self, "patch_grid", self.image_token_grid)
         elif self.patch_grid != self.image_token_grid:
@@ -161,6 +159,22 @@ class Config:
                 f"patch_grid {self.patch_grid} does not fit a picture of {self.height} x {self.width}",
                 f"Leave it at None, or set it to {self.image_token_grid}.",
             )
+
+    def _check_steps(self) -> None:
+        named = [("target_step_number", self.target_step_number)]
+        named += [("capture_steps", step) for step in self.capture_steps]
+        for name, step in named:
+            if not 1 <= step <= self.num_inference_steps:
+                raise ConfigError(
+                    f"{name} {step} is not among the {self.num_inference_steps} steps of a picture",
+                    "Steps count from 1: choose one that the run has, or raise num_inference_steps.",
+                )
+
+    @property
+    def captured_step_indices(self) -> tuple[int, ...]:
+        """Every step whose codes are kept, counted from 0, the target step first."""
+        steps = (self.target_step_number, *self.capture_steps)
+        return tuple(dict.fromkeys(step - 1 for step in steps))
 
     @property
     def target_step_index(self) -> int:
@@ -236,12 +250,22 @@ def _checked(each: dataclasses.Field, value: Any) -> Any:
         value = float(value)
     if wanted is str and isinstance(value, Path):
         value = str(value)
+    if wanted is tuple and isinstance(value, str):
+        value = _numbers(each.name, value)
     if wanted is tuple and isinstance(value, list):
         value = tuple(value)
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise ConfigError(f"{each.name} must be {wanted.__name__}, not {value!r}", each.metadata["help"])
     _check_bounds(each, value)
     return value
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    """The numbers of a list such as "3,13,19"."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ConfigError(f"{name} cannot be {text!r}", "Give whole numbers, such as 3,13,19.") from None
 
 
 def _check_bounds(each: dataclasses.Field, value: Any) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+import zarr.codecs
 
 from fluxscope.errors import MissingInputError, RunDirError
 from fluxscope.files import explain_os_error
@@ -69,7 +70,7 @@ class CodeStore:
 
     @property
     def nnz(self) -> int:
-        return int(self._array("indptr")[-1])
+        return int(np.asarray(self._array("indptr")[-1]))
 
     def _array(self, name: str) -> zarr.Array:
         array = self._group[name]
@@ -131,9 +132,7 @@ def _make_group(path: Path, n_tokens: int, n_features: int) -> None:
     beside = path.with_name(f".{path.name}.tmp")
     try:
         shutil.rmtree(beside, ignore_errors=True)
-        group = zarr.open_group(
-            beside, mode="w", attributes={"n_tokens": n_tokens, "n_features": n_features}
-        )
+        group = zarr.open_group(beside, mode="w", attributes={"n_tokens": n_tokens, "n_features": n_features})
         squeeze = zarr.codecs.BloscCodec(cname="zstd", clevel=5, shuffle="shuffle")
         for name, dtype, chunk in (
             ("feature", "int32", ENTRIES_PER_CHUNK),

@@ -140,6 +140,18 @@ def test_a_layer_added_later_is_collected_for_the_same_pictures(tmp_path, uninte
     assert contents(folder) == uninterrupted
 
 
+def test_further_steps_are_captured_in_the_same_pass(tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    config = make_config(out_dir=str(folder), capture_steps=(1, 4), **SHORT)
+    run_steps(config, "1")
+    assert contents(folder) == uninterrupted
+    codes = {
+        step: CodeStore(folder / "codes.zarr", "double.15.ff", step).image(0).to_dense() for step in (0, 2, 3)
+    }
+    assert not torch.equal(codes[0], codes[2])
+    assert not torch.equal(codes[2], codes[3])
+
+
 def test_a_folder_of_other_settings_is_refused_unless_forced(tmp_path):
     first = {**SHORT, "max_prompts": 2, "out_dir": str(tmp_path / "run"), "compare_layers": False}
     run_steps(make_config(**first), "1")

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from fluxscope.files import append_jsonl, save_image
 from fluxscope.models.capture import Capture, StepClock
-from fluxscope.models.flux import encode_prompts, load_denoiser
+from fluxscope.models.flux import PromptEmbedding, encode_prompts, load_denoiser
 from fluxscope.models.placement import pick_device, pick_dtype
 from fluxscope.models.sample import PictureSpec, decode, denoise
 from fluxscope.models.sites import Site
@@ -24,6 +25,9 @@ from fluxscope.sae.codes import SparseCodes, encode_sparse
 from fluxscope.steps.collection import Target, clear, open_targets, write_run_log, write_s_matrix
 from fluxscope.steps.jobs import Job, plan_jobs
 from fluxscope.steps.step import Context
+
+Codes = dict[tuple[str, int], SparseCodes]
+"""The codes of a batch's image tokens, by site and step."""
 
 
 def run(context: Context) -> str:
@@ -90,20 +94,20 @@ class PictureMaker:
             config.height, config.width, config.num_inference_steps, config.guidance_scale
         )
 
-    def make(self, batch: list[Job], embeddings: list) -> tuple[torch.Tensor, dict[str, SparseCodes]]:
-        """Pictures (b, h, w, 3) and, by site, the codes of the batch's image tokens at the target step."""
+    def make(self, batch: list[Job], embeddings: list[PromptEmbedding]) -> tuple[Tensor, Codes]:
+        """Pictures (b, h, w, 3), and the codes of the batch's image tokens."""
         config = self.context.config
         saes = {target.site.name: target.sae for target in self.targets}
-        codes: dict[str, SparseCodes] = {}
+        codes: Codes = {}
 
-        def receive(site: Site, step: int, x: torch.Tensor) -> None:
+        def receive(site: Site, step: int, x: Tensor) -> None:
             sae = saes[site.name]
             here = x.to(sae.pre_bias.device)
-            codes[site.name] = encode_sparse(sae, here, config.token_chunk_size).to("cpu")
+            codes[site.name, step] = encode_sparse(sae, here, config.token_chunk_size).to("cpu")
 
         clock = StepClock()
         sites = [target.site for target in self.targets]
-        with Capture(self.pipe.transformer, clock, sites, [config.target_step_index], receive):
+        with Capture(self.pipe.transformer, clock, sites, config.captured_step_indices, receive):
             latents = denoise(self.pipe, embeddings, [job.seed for job in batch], self.spec, clock)
         return decode(self.pipe, latents, self.spec), codes
 
@@ -112,8 +116,8 @@ def commit(
     context: Context,
     batch: list[Job],
     targets: list[Target],
-    pictures: torch.Tensor,
-    codes: dict[str, SparseCodes],
+    pictures: Tensor,
+    codes: Codes,
     seconds: float,
 ) -> None:
     """Write a batch: pictures, then each target's codes, then the lines that say that they are there."""
@@ -124,9 +128,10 @@ def commit(
         new = [job for job in batch if job.image_id >= target.done]
         if not new:
             continue
-        tokens = target.store.n_tokens
-        skipped = (len(batch) - len(new)) * tokens
-        target.store.append(codes[target.site.name].rows(slice(skipped, len(batch) * tokens)))
+        tokens = context.config.n_image_tokens
+        fresh = slice((len(batch) - len(new)) * tokens, len(batch) * tokens)
+        for step, store in target.stores.items():
+            store.append(codes[target.site.name, step].rows(fresh))
         append_jsonl(
             target.files.manifest, [manifest_row(context, job, target, seconds / len(batch)) for job in new]
         )
@@ -148,6 +153,6 @@ def manifest_row(context: Context, job: Job, target: Target, seconds: float) -> 
         "step": config.target_step_index,
         "layer_index": target.layer,
         "target_step_number": config.target_step_number,
-        "activation_shape": [target.store.n_tokens, target.sae.input_dim],
+        "activation_shape": [config.n_image_tokens, target.sae.input_dim],
         "generation_time": round(seconds, 4),
     }

@@ -39,6 +39,7 @@ IDENTITY = (
     "guidance_scale",
     "max_sequence_length",
     "target_step_number",
+    "capture_steps",
     "reps_per_prompt",
     "base_seed",
 )
@@ -47,13 +48,18 @@ IDENTITY = (
 
 @dataclass
 class Target:
-    """One layer to collect. `done` counts its committed pictures."""
+    """One layer to collect.
+
+    Attributes:
+        stores: the codes of each captured step, the target step first.
+        done: how many of its pictures are committed.
+    """
 
     layer: int
     site: Site
     sae: LinearSae
     info: SaeInfo
-    store: CodeStore
+    stores: dict[int, CodeStore]
     files: RunDir
     sae_hash: str
     done: int
@@ -75,12 +81,14 @@ def open_targets(config: Config, jobs: list[Job], device: torch.device) -> list[
     for layer, (sae, info) in saes.items():
         files = RunDir.of(config, layer)
         site = parse_site(config.site_of(layer))
-        store = CodeStore.create(
-            files.codes, site.name, config.target_step_index, config.n_image_tokens, sae.hidden_dim
-        )
+        stores = {
+            step: CodeStore.create(files.codes, site.name, step, config.n_image_tokens, sae.hidden_dim)
+            for step in config.captured_step_indices
+        }
         done = repair_manifest(files, config.batch_size or 1)
-        target = Target(layer, site, sae, info, store, files, hashes[layer], done)
-        store.truncate(target.done)
+        target = Target(layer, site, sae, info, stores, files, hashes[layer], done)
+        for store in stores.values():
+            store.truncate(target.done)
         write_run_log(config, target, jobs, completed=target.done, seconds=0.0)
         targets.append(target)
     return targets
@@ -119,7 +127,9 @@ def check_folder(config: Config, jobs: list[Job], sae_hashes: dict[int, str]) ->
 def identity(config: Config, jobs: list[Job], sae_hash: str) -> dict[str, Any]:
     """What decides which pictures and codes a layer's files hold."""
     prompts = "\n".join(job.prompt for job in jobs)
-    return {name: getattr(config, name) for name in IDENTITY} | {
+    settings = {name: getattr(config, name) for name in IDENTITY}
+    return settings | {
+        "capture_steps": list(config.capture_steps),
         "num_images": len(jobs),
         "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
         "sae_sha256": sae_hash,
@@ -159,7 +169,7 @@ def clear(config: Config) -> None:
 
 def write_s_matrix(target: Target, images_per_block: int = 64) -> None:
     """Write S[i, f], the largest code of feature f over the tokens of image i, from the stored codes."""
-    store = target.store
+    store = next(iter(target.stores.values()))
     with atomic_write(target.files.s_matrix) as file:
         shape = (store.n_images, store.n_features)
         header = {

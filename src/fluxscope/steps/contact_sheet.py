@@ -16,10 +16,10 @@ def run(context: Context) -> str:
     cards = [card_of(context, record, items) for record in selection["features"]]
     title = f"The {len(cards)} features with the highest {selection.get('rank_by', 'clip_coherence')}"
     title = title.replace("_", " ")
-    text = {"title": title, "subtitle": subtitle_of(context, selection), "footer": footer_of(context)}
+    subtitle, footer = subtitle_of(context, selection), footer_of(context)
     across = 2 if len(cards) > 6 else 1
-    save_image(files.contact_sheet, contact_sheet(cards, **text, across=across))
-    save_image(files.contact_sheet_comparison, comparison_sheet(cards, **text))
+    save_image(files.contact_sheet, contact_sheet(cards, title, subtitle, footer, across=across))
+    save_image(files.contact_sheet_comparison, comparison_sheet(cards, title, subtitle, footer))
     return f"{files.contact_sheet}"
 
 
@@ -44,8 +44,15 @@ def card_of(context: Context, record: dict, items: list[dict]) -> FeatureCard:
         )
         for item in own
     ]
-    scores = ("clip_coherence", "coherence_z", "crop_coherence", "frequency", "coverage")
-    return FeatureCard(record["feature_id"], examples, **{name: record.get(name) for name in scores})
+    return FeatureCard(
+        record["feature_id"],
+        examples,
+        clip_coherence=record["clip_coherence"],
+        coherence_z=record.get("coherence_z"),
+        crop_coherence=record.get("crop_coherence"),
+        frequency=record.get("frequency"),
+        coverage=record.get("coverage"),
+    )
 
 
 def subtitle_of(context: Context, selection: dict) -> str:

@@ -17,7 +17,8 @@ STEPS: tuple[Step, ...] = (
             *("layer5_sae_path", "layer15_sae_path", "site_pattern", "compare_layers"),
             *("sae_device", "token_chunk_size"),
             *("height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"),
-            *("target_step_number", "prompts_path", "max_prompts", "reps_per_prompt", "base_seed"),
+            *("target_step_number", "capture_steps"),
+            *("prompts_path", "max_prompts", "reps_per_prompt", "base_seed"),
         ),
     ),
     Step(
