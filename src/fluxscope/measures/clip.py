@@ -21,7 +21,7 @@ Box = tuple[int, int, int, int]
 
 
 def load_clip(name: str | Path, device: str = "cpu") -> tuple[Any, Any]:
-    """Load a CLIPModel and its image processor from a folder or a Hub id.
+    """Load a CLIPModel, in single precision, and its image processor from a folder or a Hub id.
 
     The processor is the one on PIL and NumPy, whether torchvision is there or not, so that embeddings don't
     depend on what is installed.
@@ -29,12 +29,13 @@ def load_clip(name: str | Path, device: str = "cpu") -> tuple[Any, Any]:
     Raises:
         CheckpointError: the model is not there or its files are damaged.
     """
+    import torch
     from transformers import CLIPModel
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     try:
         with quiet_libraries():
-            model: Any = CLIPModel.from_pretrained(str(name))
+            model: Any = CLIPModel.from_pretrained(str(name), dtype=torch.float32)
             processor = CLIPImageProcessorPil.from_pretrained(str(name))
     except Exception as error:  # from_pretrained raises OSError, ValueError, SafetensorError, KeyError, ...
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
