@@ -8,6 +8,7 @@ from fluxscope.draw.heatmap import (
     BLUE,
     create_feature_grid,
     create_side_by_side,
+    outline_heatmap,
     overlay_heatmap,
     token_map_to_blocky_heatmap,
     token_map_to_heatmap,
@@ -76,6 +77,17 @@ def test_overlay_leaves_what_is_cold_and_colours_what_is_hot():
     assert (red[:, 6:] == (255, 0, 0)).all()
     with pytest.raises(FluxscopeError, match="the picture is 12 x 8, the heatmap 8 x 12"):
         overlay_heatmap(base, heat.T)
+
+
+def test_an_outline_runs_around_the_heat_and_nowhere_else():
+    heat = np.zeros((12, 12), np.float32)
+    heat[4:8, 4:8] = 1
+    base = np.full((12, 12, 3), 90, np.uint8)
+    changed = (outline_heatmap(base, heat) != base).any(2)
+    assert changed[4, 4:8].all()
+    assert not changed[5:7, 5:7].any()
+    assert not changed[:3].any()
+    assert not (outline_heatmap(base, heat * 0) != base).any()
 
 
 def test_grids_place_pictures_row_by_row():

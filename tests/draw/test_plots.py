@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fluxscope.draw import plots
+from fluxscope.draw import layer_plots, plots
 
 RNG = np.random.default_rng(0)
 DIRECTIONS = RNG.standard_normal((3, 40)).astype(np.float32)
@@ -15,6 +15,16 @@ DRAWINGS = {
     "frequency_histogram": lambda: plots.frequency_histogram(FREQUENCY, 80),
     "all dead": lambda: plots.frequency_histogram(np.zeros(4), 1),
     "frequency_comparison": lambda: plots.frequency_comparison({"a": FREQUENCY, "b": FREQUENCY}, 80),
+    "partner_histogram": lambda: layer_plots.partner_histogram(
+        {"S": RNG.random(50), "token maps": np.array([0.5, np.nan]), "none": np.full(3, np.nan)}
+    ),
+    "cka_matrix": lambda: layer_plots.cka_matrix(np.eye(3), list("abc"), list("abc")),
+    "steps_profile": lambda: layer_plots.steps_profile(
+        np.array([0, 6, 13]), RNG.random((8, 3)), range(8), np.array([0.5, 0.7, 0.9]), 20
+    ),
+    "a silent feature": lambda: layer_plots.steps_profile(
+        np.array([13]), np.zeros((1, 1)), [5], np.array([-0.2]), 20
+    ),
     "l0_comparison": lambda: plots.l0_comparison({"a": RNG.random(9) * 50, "b": np.full(9, 7.0)}),
 }
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from fluxscope.draw.grid import GridRow, labelled_grid
 from fluxscope.draw.heatmap import BLUE
 from fluxscope.draw.page import MARGIN, resized
+from fluxscope.draw.pairs import FeaturePair, pair_sheet
 from fluxscope.draw.sheet import Example, FeatureCard, comparison_sheet, contact_sheet
 from fluxscope.draw.text import ACCENT, font, shorten, wrap
 from fluxscope.errors import FluxscopeError, MissingInputError
@@ -90,3 +91,11 @@ def test_grid_errors():
         labelled_grid([GridRow([flat(GREEN)])], ["a", "b"])
     with pytest.raises(FluxscopeError, match="no pictures"):
         labelled_grid([GridRow([None])], ["a"])
+
+
+def test_pairs_show_both_layers():
+    pair = FeaturePair(3, 9, [("correlation", "0.83")], [flat(GREEN)] * 2, [flat(RED)] * 2, ["a ring"] * 2)
+    sheet = pair_sheet([pair] * 3, ("double.5.ff", "double.15.ff"), "Title", tile=60)
+    assert pixels(sheet, GREEN) == pixels(sheet, RED) == 3 * 2 * 60 * 60
+    with pytest.raises(MissingInputError, match="no matched features"):
+        pair_sheet([FeaturePair(3, 9, [], [], [])], ("a", "b"), "Title")

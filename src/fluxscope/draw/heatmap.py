@@ -112,6 +112,24 @@ def overlay_heatmap(
     return np.rint(base * (1 - alpha) + np.array(color) * alpha).astype(np.uint8)
 
 
+def outline_heatmap(
+    picture: Picture | Image, heatmap: Float[np.ndarray, "h w"], level: float = 0.5
+) -> Picture:
+    """Draw a thin line around what is hotter than `level`, light with a dark rim.
+
+    It shows where the heat is even on a picture of the overlay's own colour.
+    """
+    from scipy.ndimage import binary_dilation, binary_erosion
+
+    canvas = as_rgb(picture).copy()
+    hot = heatmap > level
+    edge = hot & ~binary_erosion(hot, border_value=1)
+    rim = binary_dilation(hot, border_value=0) & ~hot
+    canvas[rim] = canvas[rim] // 3
+    canvas[edge] = 255 - (255 - canvas[edge]) // 5
+    return canvas
+
+
 def create_side_by_side(
     left: Picture | Image,
     right: Picture | Image,

@@ -213,10 +213,11 @@ def unit_rows(rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
 
 def head(ax: Axes, title: str, subtitle: str = "", legend: bool = False) -> None:
     """Set the title, and between it and the plot, where nothing can be covered, a line or the legend."""
-    ax.set_title(title, pad=30)
+    rows = -(-len(ax.get_legend_handles_labels()[1]) // 2) if legend else 1
+    ax.set_title(title, pad=12 + 18 * rows)
     ax.text(0, 1.04, subtitle, transform=ax.transAxes, va="bottom", color="#6A7280")
     if legend:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2, handlelength=1.4)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, handlelength=1.4)
 
 
 def frequency_bins(n_images: int) -> Float[np.ndarray, " bins"]:
