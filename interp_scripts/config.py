@@ -76,6 +76,25 @@ class Config(fluxscope_config.Config):
     overlay_style: str = "smooth"
     compare_layers: bool = True
 
+    # Steering
+    steer_features: int = 5
+    steer_images: int = 2
+    steer_scales: tuple[float, ...] = (0, 0.5, 1, 2, 3, 5)
+    steer_strengths: tuple[float, ...] = (-8, -4, -2, 0, 2, 4, 8)
+    strength_unit: str = "auto"
+    steer_steps: str = "0-5"  # counted from 0
+    steer_schedule: str = "constant"
+    steer_site: str | None = None
+    steer_only_active: bool = False
+    exact: bool = False
+    distance: str = "auto"
+    demo_percentile_low: float = 70.0
+    demo_percentile_high: float = 95.0
+    demo_candidates: int = 10
+    demo_finalists: int = 4
+    demo_kept: int = 2
+    demo_strengths: tuple[float, ...] = (2, 4, 8)
+
 
 def get_config(**overrides: Any) -> Config:
     """These settings, some of them overridden; an unknown name is an error that tells the nearest one."""

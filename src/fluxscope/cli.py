@@ -131,7 +131,8 @@ def _flag(name: str) -> inspect.Parameter:
     """The flag of a setting: its name with dashes, its meaning as the help text."""
     field = settings_table()[name]
     kind, _ = setting_type(name)
-    kind = str if kind is tuple else kind
+    kind_is_list = kind is tuple
+    kind = str if kind_is_list else kind
     dashed = "--" + name.replace("_", "-")
     names = [f"{dashed}/--no-{name.replace('_', '-')}"] if kind is bool else [dashed]
     if name in SHORT_NAMES:
@@ -140,7 +141,9 @@ def _flag(name: str) -> inspect.Parameter:
     if "choices" in field.metadata:
         help += f" One of: {', '.join(str(choice) for choice in field.metadata['choices'])}."
     if field.default not in (None, ()):
-        help += f" [default: {field.default}]"
+        default: Any = field.default
+        shown = ",".join(f"{n:g}" for n in default) if kind_is_list else default
+        help += f" [default: {shown}]"
     option = typer.Option(*names, help=help, show_default=False, rich_help_panel="Settings")
     return _option(name, Annotated[Optional[kind], option], None)  # noqa: UP045
 

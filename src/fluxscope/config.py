@@ -144,6 +144,58 @@ class Config:
     )
     compare_layers: bool = setting(True, "Collect the other layer in the same pass, for step 9.")
 
+    # --- steering ---
+    steer_features: int = setting(5, "Selected features that are steered.", low=1)
+    steer_images: int = setting(2, "Example images of each feature that are steered.", low=1)
+    steer_scales: tuple[float, ...] = setting(
+        (0.0, 0.5, 1.0, 2.0, 3.0, 5.0), "What a feature's code is multiplied by; 1 changes nothing."
+    )
+    steer_strengths: tuple[float, ...] = setting(
+        (-8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0), "What is added along a feature's unit decoder direction."
+    )
+    strength_unit: str = setting(
+        "auto",
+        "Unit of strengths: activation (the feature's own 99th percentile in the run), absolute, or auto: "
+        "the former where there is a run.",
+        choices=("auto", "activation", "absolute"),
+    )
+    steer_steps: str = setting("0-5", "Denoising steps that are steered, counted from 0, both ends included.")
+    steer_schedule: str = setting(
+        "constant",
+        "Strength over these steps: constant, falling from full, or rising to full.",
+        choices=("constant", "fade_out", "fade_in"),
+    )
+    steer_site: str | None = setting(
+        None, "Where strengths are added, as site_pattern. None: where the SAE listens."
+    )
+    steer_only_active: bool = setting(False, "Steer a token only where the feature is active on it.")
+    exact: bool = setting(
+        False, "Steer pictures one at a time: the bits of plain runs, but several times slower."
+    )
+    distance: str = setting(
+        "auto",
+        "Perceptual distance: lpips, clip (LPIPS's form on the CLIP in use), or auto: lpips where it is "
+        "installed.",
+        choices=("auto", "lpips", "clip"),
+    )
+    demo_percentile_low: float = setting(
+        70.0,
+        "Demos come from images above this percentile of the feature's activations.",
+        low=0.0,
+        high=100.0,
+    )
+    demo_percentile_high: float = setting(
+        95.0, "And below this one, where the feature is not yet saturated.", low=0.0, high=100.0
+    )
+    demo_candidates: int = setting(
+        10, "Images of each feature that are tried as demos at one strength.", low=1
+    )
+    demo_finalists: int = setting(4, "The best of them are tried at all strengths.", low=1)
+    demo_kept: int = setting(2, "Demos kept of each feature.", low=1)
+    demo_strengths: tuple[float, ...] = setting(
+        (2.0, 4.0, 8.0), "Strengths that demos are tried at, both ways; the middle one first."
+    )
+
     def __post_init__(self) -> None:
         own = MODEL_DEFAULTS.get(self.model_id, MODEL_DEFAULTS[""])
         for name, value in own.items():
@@ -250,22 +302,26 @@ def _checked(each: dataclasses.Field, value: Any) -> Any:
         value = float(value)
     if wanted is str and isinstance(value, Path):
         value = str(value)
-    if wanted is tuple and isinstance(value, str):
+    if wanted is tuple and isinstance(value, str | list | tuple):
         value = _numbers(each.name, value)
-    if wanted is tuple and isinstance(value, list):
-        value = tuple(value)
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise ConfigError(f"{each.name} must be {wanted.__name__}, not {value!r}", each.metadata["help"])
     _check_bounds(each, value)
     return value
 
 
-def _numbers(name: str, text: str) -> tuple[int, ...]:
-    """The numbers of a list such as "3,13,19"."""
+def _numbers(name: str, values: str | list[Any] | tuple[Any, ...]) -> tuple[Any, ...]:
+    """The numbers of a list such as "3,13,19", or of a tuple, in the setting's type; all finite."""
+    kind = int if "int" in str(_TYPES[name]) else float
+    parts = [part for part in values.split(",") if part.strip()] if isinstance(values, str) else values
+    what, example = ("whole numbers", "3,13,19") if kind is int else ("finite numbers", "0,0.5,1")
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise ConfigError(f"{name} cannot be {text!r}", "Give whole numbers, such as 3,13,19.") from None
+        numbers = tuple(kind(part) for part in parts)
+        if all(math.isfinite(number) for number in numbers):
+            return numbers
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(f"{name} cannot be {values!r}", f"Give {what}, such as {example}.")
 
 
 def _check_bounds(each: dataclasses.Field, value: Any) -> None:

@@ -79,6 +79,14 @@ class RunDir:
     def layer_comparison(self) -> Path:
         return self.root / "layer_comparison"
 
+    @property
+    def comparison_summary(self) -> Path:
+        return self.layer_comparison / "comparison_summary.json"
+
+    @property
+    def comparison(self) -> Path:
+        return self.layer_comparison / "comparison.json"
+
     # --- step 1 ---
     @property
     def s_matrix(self) -> Path:
@@ -158,23 +166,62 @@ class RunDir:
     def decoder_stats(self) -> Path:
         return self.home / "decoder_stats.json"
 
+    @property
+    def step_log(self) -> Path:
+        """What each finished step was made with; it decides whether a step may be skipped."""
+        return self.home / "step_log.json"
+
     # --- steps 7, 10 and 11 ---
     @property
     def steering(self) -> Path:
         return self.home / "steering"
 
     @property
+    def steering_summary(self) -> Path:
+        return self.steering / "steering_summary.json"
+
+    def steered(self, feature: int, image_id: int, what: str) -> Path:
+        """A picture of step 7: what is "scale_2.0", "strength_-4.0", "steering_grid" or "strength_grid"."""
+        return self.steering / f"feature_{feature}" / f"image_{image_id:06d}_{what}.png"
+
+    @property
     def best_demos(self) -> Path:
         return self.home / "best_demos"
+
+    @property
+    def best_demo_candidates(self) -> Path:
+        return self.best_demos / "best_demo_candidates.json"
+
+    @property
+    def best_demo_ids(self) -> Path:
+        return self.best_demos / "best_demo_ids.json"
+
+    def demo(self, feature: int, image_id: int, strength: float) -> Path:
+        """A picture of step 10; a strength of 0 is the baseline."""
+        sign = "pos" if strength > 0 else "neg"
+        name = f"{sign}_{shown(abs(strength), 0)}" if strength else "baseline"
+        return self.best_demos / f"feature_{feature}" / f"{image_id:06d}_{name}.png"
 
     @property
     def steering_grids(self) -> Path:
         return self.home / "steering_grids"
 
     @property
-    def step_log(self) -> Path:
-        """What each finished step was made with; it decides whether a step may be skipped."""
-        return self.home / "step_log.json"
+    def steering_grids_summary(self) -> Path:
+        return self.steering_grids / "steering_grids_summary.json"
+
+    @property
+    def steering_contact_sheet(self) -> Path:
+        return self.steering_grids / "steering_contact_sheet.png"
+
+    def demo_grid(self, feature: int, demo: int) -> Path:
+        return self.steering_grids / f"grid_f{feature}_d{demo}.png"
+
+    def demo_strip(self, feature: int, demo: int, image_id: int) -> Path:
+        """The grid's pictures side by side, without labels."""
+        return (
+            self.steering_grids / f"feature_{feature}" / f"feature_{feature}_demo_{demo}_img_{image_id}.png"
+        )
 
     def image(self, image_id: int, prompt_idx: int, rep_idx: int, seed: int) -> Path:
         return self.images / f"img_{image_id:06d}_p{prompt_idx:04d}_r{rep_idx}_seed{seed}.png"
@@ -182,3 +229,9 @@ class RunDir:
     def relative(self, path: Path) -> str:
         """The path as files record it: relative to the output folder, with forward slashes."""
         return path.relative_to(self.root).as_posix()
+
+
+def shown(number: float, decimals: int) -> str:
+    """A number in a file's name: with so many decimals, or with all that it has where they are more."""
+    short = f"{number:.{decimals}f}"
+    return short if float(short) == number else f"{number:g}"

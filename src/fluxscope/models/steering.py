@@ -43,6 +43,7 @@ class Steerer:
         embeddings: of every prompt that will be asked for.
         max_rows: rows of a batch at most, the baseline's included.
         exact: make every picture in a run of its own, so that it has the bits of a plain run.
+        clock: ticks with every step taken here, for whoever listens meanwhile.
     """
 
     pipe: FluxPipeline
@@ -51,6 +52,7 @@ class Steerer:
     embeddings: dict[str, PromptEmbedding]
     max_rows: int = 16
     exact: bool = False
+    clock: StepClock = field(default_factory=StepClock)
     _begun: dict[tuple[str, int, int], Partway] = field(default_factory=dict)
 
     def steer(self, prompt: str, seed: int, rows: Sequence[Row], *scopes: Scope) -> Steered:
@@ -79,16 +81,15 @@ class Steerer:
         if self.exact and len(rows) > 1:
             return torch.cat([self._run(prompt, seed, [row], scopes) for row in rows])
         start = self.begun(prompt, seed, min(scope.steps[0] for scope in scopes))
-        clock = StepClock()
         with ExitStack() as stack:
             for scope in scopes:
-                stack.enter_context(Edits(self.pipe.transformer, clock, self.sae, rows, scope))
+                stack.enter_context(Edits(self.pipe.transformer, self.clock, self.sae, rows, scope))
             latents = denoise(
                 self.pipe,
                 [self.embeddings[prompt]] * len(rows),
                 [seed] * len(rows),
                 self.spec,
-                clock,
+                self.clock,
                 start=start.repeat(len(rows)) if start else None,
             )
         return decode(self.pipe, latents, self.spec)
@@ -99,6 +100,8 @@ class Steerer:
             return None
         key = (prompt, seed, step)
         if key not in self._begun:
-            latents = denoise(self.pipe, [self.embeddings[prompt]], [seed], self.spec, stop_after=step - 1)
+            latents = denoise(
+                self.pipe, [self.embeddings[prompt]], [seed], self.spec, self.clock, stop_after=step - 1
+            )
             self._begun[key] = Partway(latents, step)
         return self._begun[key]

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from fluxscope.steps.step import Step
 
+STEERING = (
+    *("strength_unit", "steer_steps", "steer_schedule", "steer_site", "steer_only_active", "exact"),
+    *("distance", "clip_model_id", "clip_device", "site_pattern", "target_step_number"),
+    *("device", "dtype", "sae_device", "batch_size", "layer5_sae_path", "layer15_sae_path"),
+    *("height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"),
+)
+"""Settings that every steered picture, and its distance from the baseline, depends on."""
+
 STEPS: tuple[Step, ...] = (
     Step(
         number=1,
@@ -74,7 +82,15 @@ STEPS: tuple[Step, ...] = (
         makes=("contact_sheet", "contact_sheet_comparison"),
         settings=(),
     ),
-    Step(7, "steer", "", "Steer the selected features.", (), (), ()),
+    Step(
+        number=7,
+        name="steer",
+        module="steer",
+        summary="Steer the selected features: grids over scales and strengths.",
+        needs=("manifest", "codes", "selected_features"),
+        makes=("steering_summary",),
+        settings=("steer_features", "steer_images", "steer_scales", "steer_strengths", *STEERING),
+    ),
     Step(
         number=8,
         name="decoder",
@@ -84,7 +100,38 @@ STEPS: tuple[Step, ...] = (
         makes=("decoder_stats", "decoder_directions", "decoder_similarity_matrix"),
         settings=("layer5_sae_path", "layer15_sae_path"),
     ),
-    Step(9, "compare-layers", "", "Compare the features of two layers.", (), (), ()),
-    Step(10, "find-demos", "", "Find the steering demos that change the picture most.", (), (), ()),
-    Step(11, "assemble-grids", "", "Assemble steering grids of the demos.", (), (), ()),
+    Step(
+        number=9,
+        name="compare-layers",
+        module="compare_layers",
+        summary="Compare the features of blocks 5 and 15 on the same images.",
+        needs=("s_matrix", "manifest", "codes"),
+        makes=("comparison_summary", "comparison"),
+        settings=(
+            *("layer5_sae_path", "layer15_sae_path", "site_pattern", "target_step_number"),
+            *("eps_alive", "alpha_scale", "clip_percentile"),
+        ),
+        shared=True,
+    ),
+    Step(
+        number=10,
+        name="find-demos",
+        module="find_demos",
+        summary="Find the steering demos that change the picture most.",
+        needs=("s_matrix", "manifest", "codes", "selected_features"),
+        makes=("best_demo_candidates", "best_demo_ids"),
+        settings=(
+            *("steer_features", "demo_percentile_low", "demo_percentile_high", "demo_candidates"),
+            *("demo_finalists", "demo_kept", "demo_strengths", "eps_alive", *STEERING),
+        ),
+    ),
+    Step(
+        number=11,
+        name="assemble-grids",
+        module="assemble_grids",
+        summary="Assemble labelled steering grids of the demos.",
+        needs=("manifest", "codes", "best_demo_candidates"),
+        makes=("steering_grids_summary",),
+        settings=("alpha_scale", "clip_percentile", "site_pattern", "target_step_number"),
+    ),
 )

@@ -1,0 +1,247 @@
+"""Step 7: the selected features turned up and down on their example pictures, and what it did to them.
+
+Each picture gets a grid over scales (the feature's code multiplied) and one over strengths (its direction
+added), the latter beside a random direction of the same norm, which any effect must be held against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fluxscope.draw.grid import GridRow, labelled_grid
+from fluxscope.errors import FluxscopeError, MissingInputError
+from fluxscope.files import read_json, save_image
+from fluxscope.measures.distance import locality, pixel_change
+from fluxscope.measures.effect import dose_response
+from fluxscope.models.edits import Change
+from fluxscope.models.steering import Steered
+from fluxscope.rundir import shown
+from fluxscope.steps.ledger import Ledger
+from fluxscope.steps.steering import (
+    Bench,
+    heat_of,
+    load_distance,
+    random_direction,
+    scope_of,
+    selected,
+    signed,
+    steering_settings,
+    when_and_where,
+)
+from fluxscope.steps.step import Context
+
+
+def run(context: Context) -> str:
+    config, files, report = context.config, context.files, context.report
+    images = {r["feature_id"]: r["example_image_ids"][: config.steer_images] for r in selected(context)}
+    distance = load_distance(config)
+    ledger = Ledger(
+        files.steering_summary, "experiments", head_of(context, distance.name), list(images), context.force
+    )
+    if ledger.missing:
+        wanted = [image for feature in ledger.missing for image in images[feature]]
+        bench = Bench.of(context, ledger.missing, wanted, distance)
+        strangers = bench.strangers()
+        with report.progress(
+            "     features", len(images), "features", len(images) - len(ledger.missing)
+        ) as on:
+            for feature in ledger.missing:
+                try:
+                    bench.check(feature)
+                    made = [experiment(bench, feature, image, strangers) for image in images[feature]]
+                    ledger.add(feature, made)
+                except FluxscopeError as error:
+                    report.say(f"     warning: feature {feature} is passed over: {error.message}")
+                    ledger.fail(feature, error.message)
+                on()
+    if not ledger.records:
+        raise MissingInputError("no feature could be steered", f"{files.steering_summary} says why.")
+    return (
+        f"{len(ledger.records)} pictures of {len(images) - len(ledger.failed)} features in {files.steering}"
+    )
+
+
+def head_of(context: Context, distance: str) -> dict[str, Any]:
+    """What the summary begins with."""
+    config, files = context.config, context.files
+    log = read_json(files.run_log)
+    return {
+        "layer_index": files.layer,
+        "target_step_number": config.target_step_number,
+        "scales": list(config.steer_scales),
+        "strengths": list(config.steer_strengths),
+        "images_per_feature": config.steer_images,
+        "distance": distance,
+        "made_with": {
+            **steering_settings(config, files.layer, log.get("sae_sha256", "")),
+            "run": log.get("identity"),
+        },
+    }
+
+
+def experiment(bench: Bench, feature: int, image_id: int, strangers: float) -> dict[str, Any]:
+    """Steer one picture, write its pictures and grids, and return its record."""
+    row = bench.manifest[image_id]
+    scales = by_scale(bench, feature, row)
+    strengths, controls = by_strength(bench, feature, row)
+    files = bench.context.files
+    scaled = measured(bench, feature, image_id, bench.context.config.steer_scales, scales)
+    added = measured(bench, feature, image_id, nonzero(bench), strengths)
+    pushed = measured(bench, feature, image_id, nonzero(bench), controls)
+    save_pictures(bench, feature, image_id, scales, strengths)
+    draw_scales(bench, feature, row, scales, scaled)
+    draw_strengths(bench, feature, row, strengths, controls, added, pushed)
+    return {
+        "image_id": image_id,
+        "prompt": row["prompt"],
+        "seed": row["seed"],
+        "grid_path": files.relative(files.steered(feature, image_id, "steering_grid")),
+        "strength_grid_path": files.relative(files.steered(feature, image_id, "strength_grid")),
+        "strength_unit": bench.unit_name,
+        "unit": bench.units[feature],
+        "distance_of_strangers": strangers,
+        "scaled": scaled,
+        "added": added,
+        "random_direction": pushed,
+        "dose_response": doses(added, strangers),
+        "dose_response_random": doses(pushed, strangers),
+    }
+
+
+def nonzero(bench: Bench) -> list[float]:
+    return [s for s in bench.context.config.steer_strengths if s != 0]
+
+
+def by_scale(bench: Bench, feature: int, row: dict[str, Any]) -> Steered:
+    config = bench.context.config
+    rows = [[Change("scale", scale, feature)] for scale in config.steer_scales]
+    return bench.steerer.steer(
+        row["prompt"], row["seed"], rows, scope_of(config, bench.context.files.layer, "scale")
+    )
+
+
+def by_strength(bench: Bench, feature: int, row: dict[str, Any]) -> tuple[Steered, Steered]:
+    """The pictures with the feature added at each strength, and with a random direction at the same norm."""
+    control = random_direction(bench.steerer.sae.input_dim, feature)
+    own = [[bench.change(s, feature)] for s in nonzero(bench)]
+    other = [[bench.change(s, feature, control)] for s in nonzero(bench)]
+    scope = scope_of(bench.context.config, bench.context.files.layer)
+    made = bench.steerer.steer(row["prompt"], row["seed"], [*own, *other], scope)
+    n = len(own)
+    return (
+        Steered(made.pictures[:n], made.baselines[:n]),
+        Steered(made.pictures[n:], made.baselines[n:]),
+    )
+
+
+def measured(
+    bench: Bench, feature: int, image_id: int, values: Sequence[float], made: Steered
+) -> list[dict[str, Any]]:
+    """For each picture its distance from the baseline, and how much changed in and out of the heatmap."""
+    pictures, baselines = made.pictures.numpy(), made.baselines.numpy()
+    distances = bench.distance(list(pictures), list(baselines))
+    heat = heat_of(bench.context.config, pictures[0].shape, bench.token_map(feature, image_id))
+    records = []
+    for value, picture, baseline, distance in zip(values, pictures, baselines, distances, strict=True):
+        inside, outside = locality(pixel_change(picture, baseline), heat)
+        record = {"value": value, "distance": float(distance), "inside": inside, "outside": outside}
+        records.append(record)
+    return records
+
+
+def doses(records: list[dict[str, Any]], strangers: float) -> dict[str, Any]:
+    """The dose-response to either side."""
+    sides = {
+        "positive": [r for r in records if r["value"] > 0],
+        "negative": [r for r in records if r["value"] < 0],
+    }
+    return {
+        side: dose_response([r["value"] for r in own], [r["distance"] for r in own], strangers)
+        for side, own in sides.items()
+    }
+
+
+def save_pictures(bench: Bench, feature: int, image_id: int, scales: Steered, strengths: Steered) -> None:
+    config, files = bench.context.config, bench.context.files
+    names = [f"scale_{shown(s, 1)}" for s in config.steer_scales]
+    names += [f"strength_{shown(s, 1)}" for s in nonzero(bench)]
+    for name, pixels in zip(names, torch.cat([scales.pictures, strengths.pictures]).numpy(), strict=True):
+        save_image(files.steered(feature, image_id, name), Image.fromarray(pixels))
+    baseline = files.steered(feature, image_id, "baseline")
+    save_image(baseline, Image.fromarray(strengths.baseline.numpy()))
+
+
+def notes(records: list[dict[str, Any]]) -> list[str]:
+    return [f"distance {record['distance']:.3f}" for record in records]
+
+
+def draw_scales(
+    bench: Bench, feature: int, row: dict[str, Any], made: Steered, records: list[dict[str, Any]]
+) -> None:
+    """The grid over scales; scale 1, the unchanged picture, is framed."""
+    config, files = bench.context.config, bench.context.files
+    scales = list(config.steer_scales)
+    overlay = bench.overlay(feature, row["image_id"], made.baseline.numpy())
+    grid = labelled_grid(
+        [GridRow(list(made.pictures.numpy()), row["prompt"], notes(records), overlay)],
+        [f"{scale:g}x" for scale in scales],
+        title=f"Feature {feature}: its code scaled",
+        subtitle=f"image {row['image_id']} · seed {row['seed']} · 1x changes nothing, 0x ablates",
+        footer=foot(bench, "scale"),
+        baseline=scales.index(1.0) if 1.0 in scales else None,
+    )
+    save_image(files.steered(feature, row["image_id"], "steering_grid"), grid)
+
+
+def draw_strengths(
+    bench: Bench,
+    feature: int,
+    row: dict[str, Any],
+    own: Steered,
+    control: Steered,
+    own_records: list[dict[str, Any]],
+    control_records: list[dict[str, Any]],
+) -> None:
+    """The grid over strengths, the baseline in its place among them, the random direction below."""
+    files = bench.context.files
+    strengths = nonzero(bench)
+    middle = int(np.searchsorted(strengths, 0.0))
+    baseline = own.baseline.numpy()
+    rows = []
+    for label, made, records in (
+        (row["prompt"], own, own_records),
+        ("a random direction", control, control_records),
+    ):
+        pictures, words = list(made.pictures.numpy()), notes(records)
+        pictures.insert(middle, baseline)
+        words.insert(middle, "unchanged")
+        beside = bench.overlay(feature, row["image_id"], baseline) if made is own else None
+        rows.append(GridRow(pictures, label, words, beside))
+    labels = [signed(s) for s in strengths]
+    labels.insert(middle, "0")
+    grid = labelled_grid(
+        rows,
+        labels,
+        title=f"Feature {feature}: its direction added",
+        subtitle=f"image {row['image_id']} · seed {row['seed']} · {unit_in_words(bench, feature)}",
+        footer=foot(bench, "add"),
+        baseline=middle,
+    )
+    save_image(files.steered(feature, row["image_id"], "strength_grid"), grid)
+
+
+def unit_in_words(bench: Bench, feature: int) -> str:
+    if bench.unit_name == "absolute":
+        return "strengths along the unit decoder direction"
+    return f"strength 1 is {bench.units[feature]:.3g}, the feature's 99th-percentile activation"
+
+
+def foot(bench: Bench, kind: str) -> str:
+    config = bench.context.config
+    scope = scope_of(config, bench.context.files.layer, kind)
+    return f"{config.model_id} · {when_and_where(config, scope)} · distance: {bench.distance.name}"
