@@ -59,7 +59,7 @@ class Folder:
             records = read_json(self.files.overlay_summary)["items"]
         elif fields:
             records = self.rows
-        shared = ("images", "codes.zarr", "clip_")
+        shared = ("images", "codes.zarr", "clip_", "layer_comparison")
         home = self.files.root if pattern.startswith(shared) else self.files.home
         return list(dict.fromkeys(home / pattern.format(**record) for record in records))
 
@@ -101,7 +101,7 @@ def check_json(value: object, content: str) -> None:
 @pytest.fixture(scope="module", params=[15, 5], ids=["root", "layer_05"])
 def folder(finished, request):
     config = make_config(out_dir=finished.out_dir, active_layer=request.param, **SMALL)
-    run_steps(config, "1-6,8")
+    run_steps(config, ",".join(map(str, sorted(BUILT))))
     return Folder(config)
 
 

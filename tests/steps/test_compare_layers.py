@@ -1,0 +1,93 @@
+import shutil
+
+import numpy as np
+import pytest
+
+import fluxscope.steps.compare_layers as step
+from fluxscope.config import make_config
+from fluxscope.errors import MissingInputError, RunDirError
+from fluxscope.files import load_npy, read_json, read_jsonl
+from fluxscope.measures.compare import correlation_blocks, linear_cka, one_to_one, partners
+from fluxscope.progress import Reporter
+from fluxscope.rundir import RunDir
+from fluxscope.steps.step import Context
+from tests.conftest import SMALL, run_steps
+
+
+@pytest.fixture(scope="module")
+def compared(finished, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared") / "run"
+    shutil.copytree(finished.out_dir, folder)
+    config = make_config(out_dir=str(folder), **SMALL)
+    run_steps(config, "9")
+    return Context(config, RunDir.of(config), Reporter(quiet=True))
+
+
+def test_the_summary_counts_what_s_holds(compared):
+    summary = read_json(compared.files.comparison_summary)
+    alive = {}
+    for layer in (5, 15):
+        s = load_npy(compared.files.layer_comparison / f"S_layer{layer}.npy") > 1e-4
+        np.testing.assert_array_equal(s, load_npy(RunDir.of(compared.config, layer).s_matrix) > 1e-4)
+        alive[layer] = set(np.flatnonzero(s.any(0)))
+        assert summary[f"layer{layer}"]["num_alive_features"] == len(alive[layer])
+        assert summary[f"layer{layer}"]["mean_l0"] == pytest.approx(s.sum(1).mean())
+    assert summary["comparison"] == {
+        "alive_in_both": len(alive[5] & alive[15]),
+        "alive_only_in_5": len(alive[5] - alive[15]),
+        "alive_only_in_15": len(alive[15] - alive[5]),
+    }
+
+
+def test_every_alive_early_feature_persists_or_vanishes(compared):
+    found = read_json(compared.files.comparison)
+    s = load_npy(RunDir.of(compared.config, 5).s_matrix)
+    assert sorted(found["persist"] + found["vanish"]) == np.flatnonzero((s > 1e-4).any(0)).tolist()
+    assert set(found["matches"]) == {"image_level", "token_maps", "decoder_cosine"}
+    assert 0 <= found["cka"] <= 1
+    for name in ("l0_comparison.png", "frequency_comparison.png", "matched_features.png"):
+        assert (compared.files.layer_comparison / name).is_file()
+
+
+def test_a_layer_and_itself_give_identity_correlation_one_and_cka_one(compared):
+    layer = step.open_layer(compared, 15)
+    alive = layer.stats.alive
+    for name, found in step.match(layer, layer).items():
+        varying = alive[np.isfinite(found.similarity[alive])]
+        assert len(varying) > 100, name
+        np.testing.assert_allclose(found.similarity[varying], 1, atol=1e-5)
+        matched = one_to_one(found)[varying]
+        twins = found.similarity[varying] >= 1 - 1e-9  # equal features may swap partners
+        assert (matched[~twins] == varying[~twins]).all(), name
+        assert np.mean(matched == varying) > 0.95, name
+    assert linear_cka(step.reconstructions(layer, layer)) == pytest.approx(1)
+
+
+def test_random_features_have_nothing_in_common(compared):
+    layer = step.open_layer(compared, 15)
+    rng = np.random.default_rng(0)
+    rows = layer.token_rows()
+    order = rng.permutation(rows.shape[0])
+    found = partners(correlation_blocks(rows, rows[order]), rows.shape[1], rows.shape[1])
+    common = np.flatnonzero(np.diff(rows.tocsc().indptr) > 50)
+    assert np.median(found.similarity[common]) < 0.2
+    dense = rows.toarray()
+    assert linear_cka([(dense, dense[order])]) < 0.1
+
+
+def test_a_layer_that_was_not_collected_is_a_clear_error(tmp_path):
+    small = {"max_prompts": 1, "num_inference_steps": 2, "target_step_number": 1}
+    config = make_config(out_dir=str(tmp_path / "run"), compare_layers=False, **small)
+    run_steps(config, "1")
+    with pytest.raises(MissingInputError, match="layer 5 was not collected"):
+        run_steps(config, "9")
+
+
+def test_layers_of_different_images_are_refused(compared, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(compared.config.out_dir, folder)
+    manifest = folder / "layer_05" / "manifest.jsonl"
+    rows = read_jsonl(manifest)
+    manifest.write_text(manifest.read_text().replace(f'"seed": {rows[0]["seed"]}', '"seed": 999'))
+    with pytest.raises(RunDirError, match="different images"):
+        run_steps(make_config(out_dir=str(folder), **SMALL), "9", force=True)
