@@ -28,7 +28,9 @@ def test_closed_form_equals_the_double_loop(data):
             assert value == pytest.approx(naive_coherence(e, members), abs=1e-5)
 
 
-@pytest.mark.parametrize("group", [[0, 1, 2, 3, 4], [0, 0, 1, 1, 2, 2, 3, 3], [5, 1, 5, 2, 7, 5, 9, 2]])
+@pytest.mark.parametrize(
+    "group", [[0, 1, 2, 3, 4], [0, 0, 1, 1, 2, 2, 3, 3], [5, 1, 5, 2, 7, 5, 9, 2], [1, 1, 1, 1, 1, 2, 3, 3]]
+)
 def test_random_coherence_equals_the_enumeration_of_all_sets(group):
     e, group = unit_rows(len(group), 4, 3), np.array(group)
     groups = np.unique(group)
@@ -46,6 +48,16 @@ def test_random_coherence_equals_the_enumeration_of_all_sets(group):
         assert deviation[m] == pytest.approx(spread, abs=1e-5)
     assert np.isnan(mean[:2]).all()
     assert np.isnan(deviation[len(groups) + 1 :]).all()
+
+
+def test_random_coherence_of_images_that_are_nearly_the_same():
+    e, group, rng = unit_rows(300, 16, 0, shift=30.0), np.arange(300) // 2, np.random.default_rng(0)
+    mean, deviation = random_coherence(e, group, 10)
+    draws = [
+        naive_coherence(e, list(2 * rng.permutation(150)[:10] + rng.integers(0, 2, 10))) for _ in range(400)
+    ]
+    assert mean[10] == pytest.approx(np.mean(draws), abs=4 * np.std(draws) / 20)
+    assert deviation[10] == pytest.approx(np.std(draws), rel=0.15)
 
 
 def test_rows_that_are_not_unit_are_refused():

@@ -32,10 +32,10 @@ def coherence(
     member = sets >= 0
     size = member.sum(1)
     bounds = np.concatenate([[0], np.cumsum(size)])
-    picks = csr_array((np.ones(bounds[-1]), sets[member], bounds), shape=(len(sets), len(embeddings)))
-    total = picks @ embeddings.astype(np.float64)  # (f, e)
+    ones = np.ones(bounds[-1], np.float32)
+    total = csr_array((ones, sets[member], bounds), shape=(len(sets), len(embeddings))) @ embeddings  # (f, e)
     pairs = np.where(size > 1, size * (size - 1.0), np.nan)
-    return (((total**2).sum(1) - size) / pairs).astype(np.float32)
+    return ((np.einsum("fe,fe->f", total, total, dtype=np.float64) - size) / pairs).astype(np.float32)
 
 
 def check_unit_rows(embeddings: Float32[np.ndarray, "n e"]) -> None:
@@ -80,12 +80,13 @@ def _pair_moments(e: Float64[np.ndarray, "n e"], group: Int[np.ndarray, " n"]) -
     _, index, counts = np.unique(group, return_inverse=True, return_counts=True)
     n, weight = len(counts), 1.0 / counts[index]
     mean = csr_array((weight, (index, np.arange(len(e)))), shape=(n, len(e))) @ e  # (groups, e)
-    own, whole = mean[index], mean.sum(0)
-    of_images = _second_moment((e - whole / n) * np.sqrt(weight)[:, None], whole, n)  # (e, e)
-    of_means = _second_moment(mean - whole / n, whole, n)
+    whole = mean.sum(0)
+    of_images = _second_moment(e, weight, whole, n)  # (e, e)
+    of_means = _second_moment(mean, np.ones(n), whole, n)
 
-    others = _dot(e, whole - own)  # image i against the sum of the other groups' means
-    shared = weight @ (others**2 + _dot(e, own) ** 2) - (of_images * of_means).sum()
+    own = _dot(e, mean[index])
+    others = e @ whole - own  # image i against the sum of the other groups' means
+    shared = weight @ (others**2 + own**2) - (of_images * of_means).sum()
     square = (of_images**2).sum() - _within_groups(e, index, counts)
 
     norms = _dot(mean, mean)
@@ -102,11 +103,18 @@ def _pair_moments(e: Float64[np.ndarray, "n e"], group: Int[np.ndarray, " n"]) -
     return tuple(np.divide(sums, tuples, out=np.zeros(4), where=tuples > 0))
 
 
-def _second_moment(spread: np.ndarray, whole: np.ndarray, n: int) -> Float64[np.ndarray, "e e"]:
-    """Sum of outer products, from the vectors' differences from their mean, whole / n: these are small, so
-    that single precision loses nothing, in half the time."""
-    small = spread.astype(np.float32)
-    return (small.T @ small).astype(np.float64) + np.outer(whole, whole / n)
+def _second_moment(
+    vectors: Float64[np.ndarray, "r e"], weight: Float64[np.ndarray, " r"], whole: np.ndarray, n: int
+) -> Float64[np.ndarray, "e e"]:
+    """Weighted sum of outer products of vectors whose weighted mean is whole / n.
+
+    From their differences from that mean: these are small, so that single precision loses nothing, in half
+    the time.
+    """
+    spread = vectors.astype(np.float32)
+    spread -= (whole / n).astype(np.float32)
+    spread *= np.sqrt(weight).astype(np.float32)[:, None]
+    return (spread.T @ spread).astype(np.float64) + np.outer(whole, whole / n)
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -121,6 +129,9 @@ def _within_groups(e: Float64[np.ndarray, "n e"], index: np.ndarray, counts: np.
     total = 0.0
     for size in np.unique(counts):  # groups of one size together: as many rounds as there are sizes
         rows = order[starts[counts == size][:, None] + np.arange(size)]  # (groups of this size, size)
-        members = e[rows]
-        total += float(((members @ members.transpose(0, 2, 1)) ** 2).mean((1, 2)).sum())
+        members = e[rows]  # (groups, size, e)
+        turned = members.transpose(0, 2, 1)
+        # Both products have the same sum of squares; the smaller one keeps memory below that of e.
+        product = members @ turned if size <= e.shape[1] else turned @ members
+        total += float((product**2).sum()) / float(size) ** 2
     return total
