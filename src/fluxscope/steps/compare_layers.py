@@ -7,23 +7,13 @@ maps' matches follow the words: which features persist, vanish, appear.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from scipy.sparse import csr_array, vstack
 
-from fluxscope.draw.grid import GridRow, labelled_grid
-from fluxscope.draw.heatmap import overlay_heatmap, token_map_to_heatmap
-from fluxscope.draw.plots import frequency_comparison, l0_comparison
 from fluxscope.errors import MissingInputError, RunDirError
-from fluxscope.files import load_npy, save_image, write_json
-from fluxscope.measures.clip import open_picture
+from fluxscope.files import load_npy, write_json
 from fluxscope.measures.compare import (
     Partners,
     correlation_blocks,
@@ -37,11 +27,11 @@ from fluxscope.measures.compare import (
     top_features,
     top_overlap,
 )
-from fluxscope.measures.stats import FeatureStats, feature_stats
+from fluxscope.measures.stats import feature_stats
 from fluxscope.records import load_manifest
 from fluxscope.rundir import RunDir
-from fluxscope.sae.base import LinearSae
 from fluxscope.sae.formats import load
+from fluxscope.steps.layer_pictures import SHEET_IMAGES, Layer, draw
 from fluxscope.steps.step import Context
 from fluxscope.store import CodeStore
 
@@ -50,32 +40,6 @@ SAME = 0.5
 """Correlation of token maps from which on two features count as the same one."""
 
 TOP_FEATURES = 20
-SHEET_PAIRS, SHEET_IMAGES = 8, 3
-ORANGE = (230, 120, 20)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer's results, read once."""
-
-    number: int
-    files: RunDir
-    s: np.ndarray
-    stats: FeatureStats
-    store: CodeStore
-    sae: LinearSae
-
-    @property
-    def name(self) -> str:
-        return f"layer {self.number}"
-
-    def token_rows(self) -> csr_array:
-        """The codes of all tokens of all images, (images x tokens, features)."""
-        parts = []
-        for _, codes in self.store.blocks():
-            indptr, feature, value = codes.numpy()
-            parts.append(csr_array((value, feature, indptr), shape=(codes.n_tokens, codes.n_features)))
-        return vstack(parts, format="csr")
 
 
 def run(context: Context) -> str:
@@ -108,7 +72,7 @@ def run(context: Context) -> str:
             "matches": {name: matches_of(found, early) for name, found in matches.items()},
         },
     )
-    draw(context, early, late, matches["token_maps"], records)
+    draw(context, early, late, matches, records)
     return words
 
 
@@ -220,67 +184,3 @@ def summary_of(early: Layer, late: Layer) -> dict[str, Any]:
 def mean_or_none(values: np.ndarray) -> float | None:
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else None
-
-
-def draw(context: Context, early: Layer, late: Layer, found: Partners, records: list[dict]) -> None:
-    files = context.files
-    layers = (early, late)
-    for layer in layers:
-        copy_s(layer.files.s_matrix, files.layer_comparison / f"S_layer{layer.number}.npy")
-    save_image(
-        files.layer_comparison / "l0_comparison.png",
-        l0_comparison({layer.name: image_l0(layer.s, layer.stats.eps).astype(float) for layer in layers}),
-    )
-    save_image(
-        files.layer_comparison / "frequency_comparison.png",
-        frequency_comparison({layer.name: layer.stats.frequency for layer in layers}, len(early.s)),
-    )
-    save_image(
-        files.layer_comparison / "matched_features.png",
-        matched_sheet(context, early, late, found, records),
-    )
-
-
-def copy_s(source: Path, target: Path) -> None:
-    """S under the second name that the contract gives it, without its bytes twice where links work."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def matched_sheet(
-    context: Context, early: Layer, late: Layer, found: Partners, records: list[dict]
-) -> Image.Image:
-    """The best-matched pairs on the early feature's top images: its heatmap blue, its partner's orange."""
-    pairs = np.argsort(-np.nan_to_num(found.similarity, nan=-1.0), kind="stable")[:SHEET_PAIRS]
-    rows = []
-    for feature in pairs:
-        partner = int(found.best[feature])
-        pictures: list[np.ndarray] = []
-        for image in early.stats.top_idx[:, feature]:
-            picture = np.asarray(open_picture(records[image]["image_path"]))
-            pictures.append(over(context, picture, early.store, int(image), int(feature), None))
-            pictures.append(over(context, picture, late.store, int(image), partner, ORANGE))
-        label = f"{feature} and {partner}\ncorrelation {found.similarity[feature]:.2f}"
-        rows.append(GridRow(pictures, label))
-    heads = [f"layer {number}" for _ in range(len(early.stats.top_idx)) for number in (EARLY, LATE)]
-    title = f"Features of layer {EARLY} and their partners in layer {LATE}"
-    subtitle = "the pairs whose token maps correlate best, on the top images of the first"
-    return labelled_grid(rows, heads, title, subtitle)
-
-
-def over(
-    context: Context, picture: np.ndarray, store: CodeStore, image: int, feature: int, color: Any
-) -> np.ndarray:
-    """One feature's heatmap over a picture."""
-    config = context.config
-    height, width = picture.shape[:2]
-    tokens = store.image(image).column(feature).numpy()
-    heatmap = token_map_to_heatmap(
-        tokens, width, height, config.image_token_grid, clip_percentile=config.clip_percentile
-    )
-    if color is None:
-        return overlay_heatmap(picture, heatmap, config.alpha_scale)
-    return overlay_heatmap(picture, heatmap, config.alpha_scale, color)

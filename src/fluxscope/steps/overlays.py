@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fluxscope.draw.heatmap import overlay_heatmap, token_map_to_blocky_heatmap, token_map_to_heatmap
+from fluxscope.draw.heatmap import (
+    outline_heatmap,
+    overlay_heatmap,
+    token_map_to_blocky_heatmap,
+    token_map_to_heatmap,
+)
 from fluxscope.files import read_json, save_image, save_npy, write_json
 from fluxscope.measures.clip import open_picture
 from fluxscope.records import load_manifest
@@ -55,7 +60,8 @@ def draw_one(context: Context, feature: int, row: dict, tokenmap: np.ndarray) ->
     )
     overlay = files.overlay(feature, row["image_id"])
     tokens = files.tokenmap(feature, row["image_id"])
-    save_image(overlay, Image.fromarray(overlay_heatmap(picture, heatmap, config.alpha_scale)))
+    drawn = outline_heatmap(overlay_heatmap(picture, heatmap, config.alpha_scale), heatmap)
+    save_image(overlay, Image.fromarray(drawn))
     save_npy(tokens, tokenmap)
     return {
         "feature_id": feature,
