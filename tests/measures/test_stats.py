@@ -79,8 +79,9 @@ def test_damaged_values_are_refused_by_place(value, row):
 def test_empty_S():
     with pytest.raises(MissingInputError, match="0 images, 8 features"):
         feature_stats(np.zeros((0, 8), np.float32), EPS, 4)
-    with pytest.raises(FluxscopeError, match="1 dimensions"):
-        check_S(np.zeros(8, np.float32))
+    for wrong in (np.zeros(8, np.float32), np.zeros((2, 8))):
+        with pytest.raises(FluxscopeError, match="dimensions"):
+            check_S(wrong)
     with pytest.raises(FluxscopeError, match="top_k is 0"):
         feature_stats(np.ones((2, 2), np.float32), EPS, 0)
 

@@ -74,35 +74,41 @@ def decoder_directions(
     feature_ids: Int[np.ndarray, " m"],
     encoder: Float[np.ndarray, "m d"],
     decoder: Float[np.ndarray, "m d"],
+    shown: int = 48,
 ) -> Figure:
-    """Draw what each feature writes (decoder) and reads (encoder), both as unit vectors, a panel a feature.
+    """Draw the dimensions that each feature writes most (decoder), and how far it reads them (encoder).
 
-    The three dimensions that the decoder uses most are named.
+    A panel a feature, both vectors at unit length, strongest dimension first; all 3,072 dimensions of a
+    FLUX.1 activation would be noise to the eye.
     """
     count, width = decoder.shape
-    figure, axes = new_figure(10.0, 0.9 + 1.15 * count, count)
+    shown = min(shown, width)
+    figure, axes = new_figure(11.0, 0.9 + 1.45 * count, count)
+    panels = np.atleast_1d(axes)
     for ax, feature, reads, writes in zip(
-        np.atleast_1d(axes), feature_ids, unit_rows(encoder), unit_rows(decoder), strict=True
+        panels, feature_ids, unit_rows(encoder), unit_rows(decoder), strict=True
     ):
-        dimension = np.arange(width)
-        ax.fill_between(dimension, writes, step="mid", color=COLOURS[0], alpha=0.75, lw=0, label="decoder")
-        ax.plot(dimension, reads, color=COLOURS[1], lw=0.7 if width > 512 else 1, label="encoder")
-        for top in np.argsort(-np.abs(writes))[:3]:
-            ax.annotate(
-                str(top), (top, writes[top]), (0, 3 if writes[top] > 0 else -9), textcoords="offset points",
-                ha="center", fontsize=7, color="#6A7280",
-            )  # fmt: skip
-        ax.set_xlim(-1, width)
-        ax.margins(y=0.25)
-        ax.tick_params(labelsize=8)
+        top = np.argsort(-np.abs(writes), kind="stable")[:shown]
+        place = np.arange(shown)
+        ax.bar(place, writes[top], color=COLOURS[0], alpha=0.8, width=0.78, label="decoder")
+        ax.plot(place, reads[top], "o", color=COLOURS[1], ms=3.6, label="encoder")
+        ax.axhline(0, color="#9EA5B0", lw=0.8)
+        ax.set_xticks(place, [str(dimension) for dimension in top], rotation=90, fontsize=6.5)
+        ax.set_xlim(-0.8, shown - 0.2)
+        ax.spines["bottom"].set_visible(False)
+        ax.grid(axis="x", visible=False)
+        ax.tick_params(axis="x", length=0, pad=2)
+        ax.tick_params(axis="y", labelsize=8)
         ax.set_ylabel(f"{feature}", rotation=0, ha="right", va="center", fontweight="bold", labelpad=10)
-        cosine = float(reads @ writes)
-        ax.text(1.01, 0.5, f"cos {cosine:.2f}", transform=ax.transAxes, va="center", fontsize=9)
-        ax.tick_params(labelbottom=ax is np.atleast_1d(axes)[-1])
-    first, last = np.atleast_1d(axes)[0], np.atleast_1d(axes)[-1]
-    first.set_title("What each feature writes (decoder) and reads (encoder)")
-    first.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=9, borderaxespad=0.3)
-    last.set_xlabel("dimension of the activation (both vectors at unit length)")
+        held = float((writes[top] ** 2).sum())
+        note = f"cosine {reads @ writes:.2f}\n{held:.0%} of the\ndecoder's norm²"
+        ax.text(1.01, 0.5, note, transform=ax.transAxes, va="center", fontsize=8.5, color="#4B5260")
+    panels[0].set_title(f"The {shown} of {width:,} dimensions that each feature writes most")
+    handles = panels[0].get_legend_handles_labels()
+    panels[0].legend(
+        *handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=9, borderaxespad=0.3
+    )
+    panels[-1].set_xlabel("dimension of the activation (vectors at unit length)")
     return figure
 
 
@@ -111,12 +117,12 @@ def similarity_matrix(
     cosine: Float[np.ndarray, "m n"],
     row_ids: Sequence[int] | np.ndarray,
     column_ids: Sequence[int] | np.ndarray | None = None,
-    title: str = "How alike are the features' decoder directions?",
+    title: str = "Cosines between decoder directions",
     label: str = "cosine",
 ) -> Figure:
     """Draw cosines or correlations (-1 to 1) as an annotated map."""
     rows, columns = cosine.shape
-    side = min(max(0.62 * max(rows, columns), 4.0), 14.0)
+    side = min(max(0.62 * max(rows, columns), 4.4), 14.0)
     figure, ax = new_figure(side + 1.4, side * rows / max(rows, columns) + 1.1)
     shown = ax.imshow(cosine, cmap="RdBu_r", vmin=-1, vmax=1)
     ax.set_title(title)

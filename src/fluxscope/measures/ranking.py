@@ -46,10 +46,12 @@ def check_S(S: np.ndarray) -> None:
 
     Raises:
         MissingInputError: S has no rows or no columns.
-        FluxscopeError: S has another number of dimensions than two.
+        FluxscopeError: S has another number of dimensions than two, or is not float32.
     """
-    if S.ndim != 2:
-        raise FluxscopeError(f"S has {S.ndim} dimensions, not 2", "It must be (n_images, n_features).")
+    if S.ndim != 2 or S.dtype != np.float32:
+        raise FluxscopeError(
+            f"S is {S.dtype} with {S.ndim} dimensions", "It must be float32 (n_images, n_features)."
+        )
     if 0 in S.shape:
         raise MissingInputError(
             f"S is empty: {S.shape[0]} images, {S.shape[1]} features", "Run step 1 (collect) first."
