@@ -15,7 +15,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from fluxscope import __version__
+from fluxscope import __version__, steering_commands
 from fluxscope.config import Config, load_config, make_config, setting_type, settings_table
 from fluxscope.errors import FluxscopeError
 from fluxscope.files import explain_os_error
@@ -27,10 +27,8 @@ from fluxscope.steps.table import STEPS
 NO_FLAG = ("patch_size", "patch_grid")
 """Settings that follow from the model or from the picture's size."""
 
-SHORT_NAMES = {"active_layer": "--layer"}
-
-OWN_OPTIONS = ("steps", "all", "keep_going", "force", "quiet")
-"""Options of commands that are no settings."""
+SHORT_NAMES = {"active_layer": "--layer", "steer_steps": "--steps"}
+"""Shorter flags, where a command has no option of that name."""
 
 EVERYWHERE = ("out_dir", "model_id", "active_layer")
 """Settings that every step takes, beside its own: they say whose files are meant."""
@@ -45,6 +43,11 @@ Steps = Annotated[str, typer.Option("--steps", help="Steps to run, such as 1,2,3
 All = Annotated[bool, typer.Option("--all", help="Run all eleven steps.")]
 KeepGoing = Annotated[
     bool, typer.Option("--keep-going", help="After a step that fails, go on with the next.")
+]
+Pictures = Annotated[int, typer.Option("--pictures", help="How many of the run's pictures to denoise again.")]
+Target = Annotated[Path, typer.Argument(help="Where the converted SAE goes: a file or a folder.")]
+Form = Annotated[
+    str, typer.Option("--to", help="Format: fluxscope, dictionary_learning, sae_lens or sparsify.")
 ]
 Checkpoint = Annotated[Path, typer.Argument(help="An SAE checkpoint, or the folder of one.")]
 
@@ -81,6 +84,7 @@ def build_app() -> typer.Typer:
     for name, command in commands(None).items():
         app.command(name)(command)
     app.command("sae-info")(sae_info)
+    app.command("convert")(convert)
     return app
 
 
@@ -96,7 +100,15 @@ def commands(kind: type[Config] | None) -> dict[str, Callable[..., None]]:
         command = functools.partial(one_step, step)
         command.__doc__ = f"Step {step.number}: {step.summary}"
         made[step.name] = with_settings(command, (*EVERYWHERE, *step.settings), kind)
+    made["steps-profile"] = with_settings(steps_profile, flags, kind)
     made["doctor"] = with_settings(doctor, flags, kind)
+    for function in (
+        steering_commands.steer,
+        steering_commands.steer_bench,
+        steering_commands.steering_sheet,
+    ):
+        name = function.__name__.replace("_", "-")
+        made[name] = with_settings(function, (*EVERYWHERE, *steering_commands.SETTINGS), kind)
     return made
 
 
@@ -104,10 +116,11 @@ def with_settings(
     function: Callable[..., None], settings: tuple[str, ...], kind: type[Config] | None
 ) -> Callable[..., None]:
     """Turn function(config, ...) into a command that takes these settings, and its own options, as flags."""
-    own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name in OWN_OPTIONS]
+    own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "config"]
+    taken = {f"--{p.name.replace('_', '-')}" for p in own}
     if kind is None:
         own.insert(0, _option("config", ConfigFile, None))
-    flags = [_flag(name) for name in dict.fromkeys(settings) if name not in NO_FLAG]
+    flags = [_flag(name, taken) for name in dict.fromkeys(settings) if name not in NO_FLAG]
 
     def command(**given: Any) -> None:
         with clear_errors():
@@ -127,7 +140,7 @@ def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _flag(name: str) -> inspect.Parameter:
+def _flag(name: str, taken: set[str]) -> inspect.Parameter:
     """The flag of a setting: its name with dashes, its meaning as the help text."""
     field = settings_table()[name]
     kind, _ = setting_type(name)
@@ -135,7 +148,7 @@ def _flag(name: str) -> inspect.Parameter:
     kind = str if kind_is_list else kind
     dashed = "--" + name.replace("_", "-")
     names = [f"{dashed}/--no-{name.replace('_', '-')}"] if kind is bool else [dashed]
-    if name in SHORT_NAMES:
+    if name in SHORT_NAMES and SHORT_NAMES[name] not in taken:
         names.append(SHORT_NAMES[name])
     help = field.metadata["help"]
     if "choices" in field.metadata:
@@ -194,6 +207,16 @@ def one_step(step: Step, config: Config, force: Force = False, quiet: Quiet = Fa
     run_pipeline(config, Reporter(quiet), (step,), force=force)
 
 
+def steps_profile(config: Config, pictures: Pictures = 32, quiet: Quiet = False) -> None:
+    """Show when along denoising the selected features are active, and how well the SAE fits there."""
+    from fluxscope.rundir import RunDir
+    from fluxscope.steps import profile
+    from fluxscope.steps.step import Context
+
+    report = Reporter(quiet)
+    report.say(profile.run(Context(config, RunDir.of(config), report), pictures))
+
+
 def doctor(config: Config) -> None:
     """Say what is here, what a run with these settings will need, and what is missing."""
     from fluxscope.doctor import examine
@@ -211,3 +234,15 @@ def sae_info(file: Checkpoint) -> None:
         width = max(len(label) for label, _ in rows)
         for label, value in rows:
             print(f"{label:<{width}}  {value}")
+
+
+def convert(file: Checkpoint, target: Target, to: Form = "fluxscope", quiet: Quiet = False) -> None:
+    """Read an SAE of any known format and write it in another."""
+    from fluxscope.sae.formats import load, save
+
+    with clear_errors():
+        sae, info = load(file)
+        written = save(target, sae, info.config, to)
+        Reporter(quiet).say(
+            f"{info.format} -> {to}: {info.architecture}, {info.input_dim} -> {info.hidden_dim}, {written}"
+        )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fluxscope.config import Config
-from fluxscope.draw.heatmap import overlay_heatmap, token_map_to_heatmap
+from fluxscope.draw.heatmap import outline_heatmap, overlay_heatmap, token_map_to_heatmap
 from fluxscope.errors import ConfigError, MissingInputError
 from fluxscope.files import read_json
 from fluxscope.measures.clip import load_clip, open_picture
@@ -34,13 +34,21 @@ STRANGERS = 24
 """Pairs of pictures of different prompts that tell how far apart two pictures are that share nothing."""
 
 
-def load_steerer(config: Config, layer: int, prompts: Sequence[str]) -> tuple[Steerer, list[str]]:
-    """The model, the layer's SAE and the prompts' embeddings; and warnings for the user."""
+def load_steerer(
+    config: Config, layer: int, prompts: Sequence[str], features: Sequence[int] = ()
+) -> tuple[Steerer, list[str]]:
+    """The model, the layer's SAE and the prompts' embeddings; and warnings for the user.
+
+    Raises:
+        ConfigError: the SAE lacks one of the features; found before the model is loaded.
+    """
     assert config.height and config.width and config.max_sequence_length
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     sae_device = pick_device(config.sae_device, fallback=str(device))
     sae, _ = load_sae_for(config, layer, read_spec(config.model_id), sae_device)
+    for feature in features:
+        check_feature(sae, feature)
     embeddings, warnings = encode_prompts(config.model_id, prompts, config.max_sequence_length, device, dtype)
     pipe = load_denoiser(config.model_id, device, dtype)
     spec = PictureSpec(config.height, config.width, config.num_inference_steps, config.guidance_scale)
@@ -199,7 +207,8 @@ def heat_of(config: Config, shape: tuple[int, ...], token_map: np.ndarray) -> np
 
 def heat_over(config: Config, picture: np.ndarray, token_map: np.ndarray) -> np.ndarray:
     """A picture with a feature's heatmap over it."""
-    return overlay_heatmap(picture, heat_of(config, picture.shape, token_map), config.alpha_scale)
+    heat = heat_of(config, picture.shape, token_map)
+    return outline_heatmap(overlay_heatmap(picture, heat, config.alpha_scale), heat)
 
 
 def resolved_unit(config: Config, has_codes: bool) -> str:

@@ -89,7 +89,10 @@ STEPS: tuple[Step, ...] = (
         summary="Steer the selected features: grids over scales and strengths.",
         needs=("manifest", "codes", "selected_features"),
         makes=("steering_summary",),
-        settings=("steer_features", "steer_images", "steer_scales", "steer_strengths", *STEERING),
+        settings=(
+            *("steer_features", "steer_images", "steer_scales", "steer_strengths"),
+            *("alpha_scale", "clip_percentile", *STEERING),
+        ),
     ),
     Step(
         number=8,

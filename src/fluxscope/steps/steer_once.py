@@ -1,0 +1,233 @@
+"""One picture steered, beside its baseline, and a bench of strengths and step ranges: no run is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fluxscope.config import Config
+from fluxscope.draw.difference import difference_map
+from fluxscope.draw.grid import GridRow, labelled_grid
+from fluxscope.errors import ConfigError, MissingInputError
+from fluxscope.files import save_image
+from fluxscope.measures.distance import pixel_change
+from fluxscope.models.capture import Capture
+from fluxscope.models.edits import Change, box_to_tokens
+from fluxscope.models.sites import Site, parse_site
+from fluxscope.models.steering import Steered, Steerer
+from fluxscope.progress import Reporter
+from fluxscope.rundir import RunDir
+from fluxscope.sae import encode_sparse
+from fluxscope.steps.steering import (
+    heat_over,
+    load_distance,
+    load_steerer,
+    resolved_unit,
+    scope_of,
+    signed,
+    strength_units,
+    when_and_where,
+)
+from fluxscope.store import CodeStore
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for on the command line.
+
+    Attributes:
+        features: one or several.
+        kind: add, scale or clamp.
+        amounts: one for all features, or one for each.
+        region: x0,y0,x1,y1 in pixels, or None for the whole picture.
+    """
+
+    features: tuple[int, ...]
+    kind: str
+    amounts: tuple[float, ...]
+    prompt: str
+    seed: int
+    region: tuple[int, int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.amounts) not in (1, len(self.features)):
+            raise ConfigError(
+                f"{len(self.features)} features cannot be steered by {len(self.amounts)} numbers",
+                "Give one number for all features, or one for each.",
+            )
+        self.changes({})  # raises for a number that is not finite
+        if len(set(self.features)) != len(self.features):
+            raise ConfigError("a feature is named twice", "Name each feature once.")
+
+    def changes(self, units: dict[int, float]) -> list[Change]:
+        amounts = self.amounts * len(self.features) if len(self.amounts) == 1 else self.amounts
+        unit = units if self.kind == "add" else {}
+        pairs = zip(self.features, amounts, strict=True)
+        return [Change(self.kind, amount * unit.get(f, 1.0), f) for f, amount in pairs]
+
+    @property
+    def words(self) -> str:
+        """What is done, in a few words that also name a file."""
+        verb = {"add": "strength", "scale": "scale", "clamp": "clamp"}[self.kind]
+        return f"{verb} {', '.join(f'{amount:g}' for amount in self.amounts)}"
+
+    @property
+    def names(self) -> str:
+        plural = "s" if len(self.features) > 1 else ""
+        return f"feature{plural} {', '.join(map(str, self.features))}"
+
+
+def steer_once(config: Config, request: Request, report: Reporter) -> Path:
+    """Make one picture with the changes and without, and a sheet with both; returns the sheet's path.
+
+    Raises:
+        ConfigError: a feature, region or step range that there is not.
+    """
+    files = RunDir.of(config)
+    region = None
+    if request.region is not None:
+        assert config.height and config.width
+        region = box_to_tokens(request.region, config.height, config.width, config.patch_size)
+    scope = scope_of(config, files.layer, request.kind, region)
+    units = units_of(config, files, request, report)
+    steerer = loaded(config, request, report)
+    heard: list[torch.Tensor] = []
+    with listening(config, files.layer, steerer, request.features, heard):
+        made = steerer.steer(request.prompt, request.seed, [request.changes(units)], scope)
+    return write_sheet(config, files, request, made, heard[0].numpy(), when_and_where(config, scope), report)
+
+
+def loaded(config: Config, request: Request, report: Reporter) -> Steerer:
+    """The model with the request's prompt; says what it doesn't know of it."""
+    layer = RunDir.of(config).layer
+    steerer, warnings = load_steerer(config, layer, [request.prompt], request.features)
+    for warning in warnings:
+        report.say(f"warning: {warning}")
+    return steerer
+
+
+def units_of(config: Config, files: RunDir, request: Request, report: Reporter) -> dict[int, float]:
+    """How much a strength of 1 is for each feature; warns of features that the run never saw active."""
+    try:
+        store = CodeStore(files.codes, config.site_of(files.layer), config.target_step_index)
+    except MissingInputError:
+        if config.strength_unit == "activation" and request.kind == "add":
+            raise
+        return {}
+    units = strength_units(config, store, request.features)
+    dead = [feature for feature, unit in units.items() if not unit]
+    by_activation = request.kind == "add" and resolved_unit(config, has_codes=True) == "activation"
+    if dead and by_activation:
+        raise ConfigError(
+            f"feature {dead[0]} was never active in {files.root}: its activation cannot be the unit",
+            "Give --strength-unit absolute, or choose another feature.",
+        )
+    for feature in dead:
+        report.say(f"warning: feature {feature} was never active in {files.root}")
+    return units if by_activation else {}
+
+
+def listening(
+    config: Config, layer: int, steerer: Steerer, features: tuple[int, ...], heard: list[torch.Tensor]
+) -> Capture:
+    """While it is open, the features' codes in the baseline at the target step are put into `heard`."""
+
+    def receive(site: Site, step: int, x: torch.Tensor) -> None:
+        codes = encode_sparse(steerer.sae, x[:1].to(steerer.sae.pre_bias.device)).to("cpu")
+        heard.append(torch.stack([codes.column(feature) for feature in features]).amax(0))
+
+    site = parse_site(config.site_of(layer))
+    return Capture(steerer.pipe.transformer, steerer.clock, [site], [config.target_step_index], receive)
+
+
+def write_sheet(
+    config: Config,
+    files: RunDir,
+    request: Request,
+    made: Steered,
+    token_map: np.ndarray,
+    where: str,
+    report: Reporter,
+) -> Path:
+    baseline, steered = made.baseline.numpy(), made.pictures[0].numpy()
+    change = pixel_change(steered, baseline)
+    distance = load_distance(config)
+    far = float(distance([steered], [baseline])[0])
+    name = f"{request.names} {request.words} seed {request.seed}".replace(", ", "_").replace(" ", "_")
+    folder = files.steering / "once"
+    for what, pixels in (("baseline", baseline), ("steered", steered)):
+        save_image(folder / f"{name}_{what}.png", Image.fromarray(pixels))
+    columns = ["baseline", request.words, "difference"]
+    overlay = heat_over(config, baseline, token_map)
+    notes = ["", f"distance {far:.3f}", f"mean change {change.mean():.1%}"]
+    row = GridRow([baseline, steered, difference_map(steered, baseline)], request.prompt, notes, overlay)
+    sheet = labelled_grid(
+        [row],
+        columns,
+        title=f"{request.names}, {request.words}".capitalize(),
+        subtitle=f"seed {request.seed} · {where}",
+        footer=f"{config.model_id} · distance: {distance.name}",
+        baseline=0,
+        tile=224,
+    )
+    path = folder / f"{name}.png"
+    save_image(path, sheet)
+    active = int((token_map > 0).sum())
+    report.say(
+        f"{request.names}: active on {active} of {len(token_map)} tokens of the baseline in step "
+        f"{config.target_step_number}, at most {token_map.max():.3g}"
+    )
+    report.say(f"distance from the baseline {far:.3f}, mean change of a pixel {change.mean():.2%}")
+    report.say(f"{path}")
+    return path
+
+
+def steer_bench(
+    config: Config, request: Request, strengths: tuple[float, ...], ranges: tuple[str, ...], report: Reporter
+) -> Path:
+    """One feature on one prompt: every strength over every range of steps, with difference maps below."""
+    files = RunDir.of(config)
+    parts = [dataclasses.replace(config, steer_steps=steps) for steps in ranges]
+    scopes = [scope_of(part, files.layer, request.kind) for part in parts]
+    units = units_of(config, files, request, report)
+    steerer = loaded(config, request, report)
+    distance = load_distance(config)
+    rows = []
+    for steps, scope in zip(ranges, scopes, strict=True):
+        changes = [dataclasses.replace(request, amounts=(s,)).changes(units) for s in strengths]
+        made = steerer.steer(request.prompt, request.seed, changes, scope)
+        rows += bench_rows(made, f"steps {steps}", distance)
+        report.say(f"steps {steps}: done")
+    labels = ["baseline", *(signed(s) if request.kind == "add" else f"{s:g}" for s in strengths)]
+    sheet = labelled_grid(
+        rows,
+        labels,
+        title=f"{request.names}: strengths and steps".capitalize(),
+        subtitle=f"{request.prompt} · seed {request.seed}",
+        footer=f"{config.model_id} · {scope_of(config, files.layer, request.kind).site.name} · "
+        f"distance: {distance.name}",
+        baseline=0,
+        tile=128,
+    )
+    name = f"{request.names} bench seed {request.seed}".replace(", ", "_").replace(" ", "_")
+    path = files.steering / "once" / f"{name}.png"
+    save_image(path, sheet)
+    report.say(f"{path}")
+    return path
+
+
+def bench_rows(made: Steered, label: str, distance: Any) -> list[GridRow]:
+    pictures, baselines = list(made.pictures.numpy()), list(made.baselines.numpy())
+    far = distance(pictures, baselines)
+    maps = [difference_map(p, b) for p, b in zip(pictures, baselines, strict=True)]
+    notes = ["", *(f"distance {d:.3f}" for d in far)]
+    return [
+        GridRow([baselines[0], *pictures], label, notes),
+        GridRow([None, *maps], f"{label}: difference"),
+    ]
