@@ -18,10 +18,10 @@ from jaxtyping import Float32
 from fluxscope.config import Config
 from fluxscope.embedded import FLUX_SHAPES, WEIGHTS
 from fluxscope.files import save_npy, write_json
-from fluxscope.models.capture import Capture, StepClock
 from fluxscope.models.flux import encode_prompts, load_denoiser
-from fluxscope.models.sample import PictureSpec, denoise
-from fluxscope.models.sites import Site, parse_site
+from fluxscope.models.listen import listen
+from fluxscope.models.sample import PictureSpec
+from fluxscope.models.sites import parse_site
 from fluxscope.progress import Reporter
 from fluxscope.sae.formats import save
 from fluxscope.sae.metrics import evaluate
@@ -72,21 +72,15 @@ def _denoise_all(pictures: int, seed: int) -> dict[int, Float32[np.ndarray, "n d
     embeddings, _ = encode_prompts(FLUX_SHAPES, prompts, config.max_sequence_length, device, dtype)
     pipe = load_denoiser(FLUX_SHAPES, device, dtype)
     spec = PictureSpec(config.height, config.width, config.num_inference_steps, config.guidance_scale)
+    sites, step = [parse_site(config.site_of(layer)) for layer in LAYERS], config.target_step_index
+    rows = [embeddings[prompt] for prompt in prompts]
+    seeds = [1_000_000 + seed * pictures + i for i in range(pictures)]
     heard: dict[int, list[torch.Tensor]] = {layer: [] for layer in LAYERS}
-    sites = [parse_site(config.site_of(layer)) for layer in LAYERS]
-
-    def receive(site: Site, step: int, x: torch.Tensor) -> None:
-        heard[site.layer].append(x.flatten(0, 1).clone())  # (b t) d
-
     with Reporter().progress("pictures", pictures, "images") as advance:
-        for first in range(0, pictures, BATCH):
-            batch = prompts[first : first + BATCH]
-            seeds = [1_000_000 + seed * pictures + first + i for i in range(len(batch))]
-            clock = StepClock()
-            with Capture(pipe.transformer, clock, sites, [config.target_step_index], receive):
-                rows = [embeddings[prompt] for prompt in batch]
-                denoise(pipe, rows, seeds, spec, clock, stop_after=config.target_step_index)
-            advance(len(batch))
+        for _, activations in listen(pipe, rows, seeds, spec, sites, [step], BATCH):
+            for site in sites:
+                heard[site.layer].append(activations[site.name, step].flatten(0, 1))  # (b t) d
+            advance(BATCH)
     return {layer: torch.cat(parts).numpy() for layer, parts in heard.items()}
 
 

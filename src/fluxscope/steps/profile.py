@@ -17,11 +17,11 @@ from torch import Tensor
 from fluxscope.draw.layer_plots import steps_profile
 from fluxscope.errors import MissingInputError
 from fluxscope.files import read_json, save_image, write_json
-from fluxscope.models.capture import Capture, StepClock
 from fluxscope.models.flux import encode_prompts, load_denoiser
+from fluxscope.models.listen import listen
 from fluxscope.models.placement import pick_device, pick_dtype
-from fluxscope.models.sample import PictureSpec, denoise
-from fluxscope.models.sites import Site, parse_site
+from fluxscope.models.sample import PictureSpec
+from fluxscope.models.sites import parse_site
 from fluxscope.models.spec import read_spec
 from fluxscope.records import load_manifest
 from fluxscope.sae.base import LinearSae
@@ -81,20 +81,13 @@ def gather(
     embeddings, _ = encode_prompts(config.model_id, prompts, config.max_sequence_length, device, dtype)
     pipe = load_denoiser(config.model_id, device, dtype)
     spec = PictureSpec(config.height, config.width, config.num_inference_steps, config.guidance_scale)
-
-    def receive(site: Site, step: int, x: Tensor) -> None:
-        note(gathered[step], sae, x, features)
-
-    site = parse_site(config.site_of(files.layer))
-    size = config.batch_size or 1
+    site, size = parse_site(config.site_of(files.layer)), config.batch_size or 1
+    rows, seeds = [embeddings[prompt] for prompt in prompts], [record["seed"] for record in records]
     with context.report.progress("pictures", len(records), "images") as advance:
-        for first in range(0, len(records), size):
-            batch = records[first : first + size]
-            clock = StepClock()
-            with Capture(pipe.transformer, clock, [site], steps, receive):
-                rows = [embeddings[record["prompt"]] for record in batch]
-                denoise(pipe, rows, [record["seed"] for record in batch], spec, clock, stop_after=steps[-1])
-            advance(len(batch))
+        for first, heard in listen(pipe, rows, seeds, spec, [site], steps, size):
+            for (_, step), x in heard.items():
+                note(gathered[step], sae, x, features)
+            advance(len(seeds[first : first + size]))
     return gathered
 
 
