@@ -69,7 +69,9 @@ def targets(scene: world.Scene) -> Float[np.ndarray, " a"]:
     return out
 
 
-def _training_pair(rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "h w 3"], str, np.ndarray]:
+def _training_pair(
+    rng: np.random.Generator, partial: float
+) -> tuple[UInt8[np.ndarray, "h w 3"], str, np.ndarray]:
     scene = world.sample_scene(rng, split="train")
     image = world.render(scene).image
     if rng.random() < _CLOSE_UP_SHARE:
@@ -79,7 +81,7 @@ def _training_pair(rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "h w 3"]
     else:
         center = 64 + rng.uniform(-4, 4, 2)
         image = _zoom(image, (center[0], center[1]), rng.uniform(112, 128))
-    text = world.caption(scene, world.sample_phrasing(rng))
+    text = world.caption(scene, world.sample_phrasing(rng, partial))
     return image, text, targets(scene)
 
 
@@ -126,7 +128,9 @@ def train_clip(work: Path, settings: RecipeSettings, minutes: float | None = Non
         return clip.eval()
     for rng in stage.steps():
         set_rate(optimizer, stage.rate(warmup=100, decay=0.9))
-        images, texts, labels = zip(*(_training_pair(rng) for _ in range(own.batch)), strict=True)
+        images, texts, labels = zip(
+            *(_training_pair(rng, own.partial_captions) for _ in range(own.batch)), strict=True
+        )
         ids = tokenize(tokenizer, list(texts), settings.sequence_length)
         loss, right = _loss(
             clip, heads, augment(data.to_tensor(np.stack(images))), ids, np.stack(labels), own

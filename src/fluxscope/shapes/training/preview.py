@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ class Preview:
         ]
         latents = torch.stack(noise)
         times = torch.linspace(1, 0, _STEPS + 1)
-        for now, then in zip(times[:-1], times[1:], strict=True):
+        for now, then in pairwise(times):
             step = _guided if classifier_free else _embedded
             latents = latents + (then - now) * step(model, latents, now, words, nothing, guidance)
         return data.to_images(self.vae.decode(unpack(latents)).sample)

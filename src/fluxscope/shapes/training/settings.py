@@ -39,6 +39,7 @@ class ClipSettings:
     batch: int = 96
     learning_rate: float = 1e-3
     auxiliary_weight: float = 0.5
+    partial_captions: float = 0.35  # share that leaves something out: users' words are short
 
 
 @dataclass(frozen=True)
