@@ -47,8 +47,9 @@ def run(context: Context) -> str:
                     ledger.fail(feature, error.message)
                 advance()
     if not ledger.records:
-        raise MissingInputError("no feature has a demo", f"{files.best_demo_candidates} says why.")
+        raise MissingInputError("no feature has a demo", "The warnings above say why.")
     write_ids(context, ledger)
+    ledger.finish()
     kept = sum(len(record["best_demos"]) for record in ledger.records)
     return f"{kept} demos of {len(ledger.records)} features in {files.best_demos}"
 

@@ -1,4 +1,4 @@
-"""Records of finished features, kept in a step's own summary: a step that was stopped goes on after them."""
+"""Records of finished features, kept while a step works: one that was stopped goes on after them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fluxscope.files import read_json, write_json
 
 
 class Ledger:
-    """A summary that grows feature by feature and is a whole, valid file all the time.
+    """A summary that grows feature by feature beside its place, and takes its place when all is done.
 
     Args:
         path: the summary.
@@ -26,16 +26,23 @@ class Ledger:
         self, path: Path, key: str, head: dict[str, Any], features: Sequence[int], anew: bool = False
     ) -> None:
         self.path = path
+        self.partial = path.with_suffix(".partial.json")
         self.key = key
         self.head = json.loads(json.dumps(head))
         self.features = tuple(features)
         self.failed: dict[int, str] = {}
         self._records: dict[int, list[dict[str, Any]]] = {}
-        if path.is_file() and not anew:
-            old = read_json(path)
-            if all(name in old and old[name] == value for name, value in self.head.items()):
-                for record in old.get(key, []):
-                    self._records.setdefault(record["feature_id"], []).append(record)
+        for old in (path, self.partial):
+            if old.is_file() and not anew:
+                self._read(read_json(old))
+
+    def _read(self, summary: dict[str, Any]) -> None:
+        if any(name not in summary or summary[name] != value for name, value in self.head.items()):
+            return
+        found: dict[int, list[dict[str, Any]]] = {}
+        for record in summary.get(self.key, []):
+            found.setdefault(record["feature_id"], []).append(record)
+        self._records |= found
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -49,13 +56,17 @@ class Ledger:
     def add(self, feature: int, records: list[dict[str, Any]]) -> None:
         """Note a finished feature."""
         self._records[feature] = [{"feature_id": feature, **record} for record in records]
-        self.write()
+        write_json(self.partial, self._summary())
 
     def fail(self, feature: int, reason: str) -> None:
         """Note a feature that could not be done; it is tried again in the next run."""
         self.failed[feature] = reason
-        self.write()
 
-    def write(self) -> None:
+    def finish(self) -> None:
+        """Write the summary in its place."""
+        write_json(self.path, self._summary())
+        self.partial.unlink(missing_ok=True)
+
+    def _summary(self) -> dict[str, Any]:
         failed = [{"feature_id": feature, "error": reason} for feature, reason in self.failed.items()]
-        write_json(self.path, {**self.head, self.key: self.records, "failed": failed})
+        return {**self.head, self.key: self.records, "failed": failed}

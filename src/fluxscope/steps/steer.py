@@ -60,7 +60,8 @@ def run(context: Context) -> str:
                     ledger.fail(feature, error.message)
                 on()
     if not ledger.records:
-        raise MissingInputError("no feature could be steered", f"{files.steering_summary} says why.")
+        raise MissingInputError("no feature could be steered", "The warnings above say why.")
+    ledger.finish()
     return (
         f"{len(ledger.records)} pictures of {len(images) - len(ledger.failed)} features in {files.steering}"
     )

@@ -119,6 +119,7 @@ class Bench:
     ) -> Bench:
         """Set everything up for these features and the pictures of these images."""
         config, files = context.config, context.files
+        scopes = [scope_of(config, files.layer, kind) for kind in ("add", "scale")]
         _, manifest = load_manifest(files.manifest, files.root)
         for image_id in image_ids:
             if image_id not in manifest:
@@ -128,6 +129,8 @@ class Bench:
         store = CodeStore(files.codes, config.site_of(files.layer), config.target_step_index)
         prompts = [manifest[image_id]["prompt"] for image_id in image_ids]
         steerer, _ = load_steerer(config, files.layer, prompts)
+        for scope in scopes:
+            scope.site.module(steerer.pipe.transformer)  # raises for a site that the model lacks
         units = strength_units(config, store, features)
         return cls(context, steerer, distance, manifest, store, units)
 

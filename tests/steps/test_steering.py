@@ -1,0 +1,342 @@
+"""Steps 7, 10 and 11 on a real small run, one picture, the self-check, and everything that can be wrong."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fluxscope.cli import build_app
+from fluxscope.config import make_config
+from fluxscope.errors import ConfigError, MissingInputError
+from fluxscope.files import load_npy, read_json, write_json
+from fluxscope.measures.clip import open_picture
+from fluxscope.records import load_manifest
+from fluxscope.rundir import RunDir, shown
+from fluxscope.steps import find_demos, steer
+from fluxscope.steps.find_demos import pick_candidates, score, worth
+from fluxscope.steps.ledger import Ledger
+from tests.conftest import run_steps
+
+SMALL = {
+    "max_prompts": 8,
+    "num_inference_steps": 6,
+    "target_step_number": 4,
+    "compare_layers": False,
+    "top_examples_per_feature": 1,
+    "min_prompts": 2,
+    "steer_features": 2,
+    "steer_images": 1,
+    "steer_scales": (0, 1, 3),
+    "steer_strengths": (-20, 20, 60),
+    "steer_steps": "2-4",
+    "demo_candidates": 3,
+    "demo_finalists": 2,
+    "demo_kept": 1,
+    "demo_strengths": (5, 20),
+}
+STEER_FLAGS = [
+    *("--num-inference-steps", "6", "--target-step-number", "4", "--seed", "3"),
+    *("--prompt", "a large red circle on a white background"),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run with steps 1-4, 7, 10 and 11."""
+    config = make_config(out_dir=str(tmp_path_factory.mktemp("steering") / "run"), **SMALL)
+    run_steps(config, "1-4,7,10,11")
+    return config
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """The same in a folder of its own, to write in."""
+    shutil.copytree(made.out_dir, tmp_path / "run")
+    return make_config(out_dir=str(tmp_path / "run"), **SMALL)
+
+
+def chosen(config):
+    return [record["feature_id"] for record in read_json(RunDir.of(config).selected_features)["features"]][:2]
+
+
+def test_step_7_steers_every_selected_feature_and_records_what_it_did(made):
+    files = RunDir.of(made)
+    summary = read_json(files.steering_summary)
+    assert summary["scales"] == [0, 1, 3] and summary["strengths"] == [-20, 20, 60]
+    assert summary["distance"] == "lpips-form on clip-shapes"
+    assert [e["feature_id"] for e in summary["experiments"]] == chosen(made)
+    for experiment in summary["experiments"]:
+        unchanged = next(row for row in experiment["scaled"] if row["value"] == 1)
+        assert unchanged == {"value": 1, "distance": 0, "inside": 0, "outside": 0}
+        assert len(experiment["added"]) == len(experiment["random_direction"]) == 3
+        assert experiment["unit"] > 0 and experiment["strength_unit"] == "activation"
+        assert set(experiment["dose_response"]) == {"positive", "negative"}
+        for key in ("grid_path", "strength_grid_path"):
+            assert open_picture(files.root / experiment[key]).width > 500
+
+
+def test_the_baseline_is_the_picture_that_step_1_made(made):
+    files = RunDir.of(made)
+    _, manifest = load_manifest(files.manifest, files.root)
+    for experiment in read_json(files.steering_summary)["experiments"]:
+        feature, image = experiment["feature_id"], experiment["image_id"]
+        steered = np.asarray(open_picture(files.steered(feature, image, "baseline")), int)
+        collected = np.asarray(open_picture(manifest[image]["image_path"]), int)
+        assert np.abs(steered - collected).max() <= 2
+        same = np.asarray(open_picture(files.steered(feature, image, "scale_1.0")), int)
+        assert (
+            same == np.asarray(open_picture(files.steered(feature, image, "baseline")), int)
+        ).mean() > 0.99
+
+
+def test_step_10_keeps_the_best_demos_with_all_their_pictures(made):
+    files = RunDir.of(made)
+    found = read_json(files.best_demo_candidates)
+    assert found["config"]["strengths"] == [5, 20]
+    for record in found["features"]:
+        assert len(record["best_demos"]) == 1
+        assert len(record["all_scored"]) == len(record["candidates"]["image_ids"]) <= 3
+        best = record["best_demos"][0]
+        assert best["best_strength"] in (5, 20)
+        assert best["combined_score"] == pytest.approx(
+            (best["pos_lpips"] + best["neg_lpips"]) / 2 * (0.5 + 0.5 * best["consistency"])
+        )
+        for strength in (0, 5, -5, 20, -20):
+            assert files.demo(record["feature_id"], best["image_id"], strength).is_file()
+    ids = read_json(files.best_demo_ids)
+    assert set(ids) == {str(record["feature_id"]) for record in found["features"]}
+
+
+def test_step_11_assembles_the_kept_pictures_with_the_baseline_in_the_middle(made):
+    files = RunDir.of(made)
+    summary = read_json(files.steering_grids_summary)
+    assert summary["strengths"] == [-20, -5, 0, 5, 20]
+    assert len(summary["grids"]) == 2
+    for grid in summary["grids"]:
+        assert grid["grid_path"] == f"steering_grids/grid_f{grid['feature_id']}_d0.png"
+        assert open_picture(files.root / grid["grid_path"]).width > 800
+        strip = np.asarray(open_picture(files.root / grid["strip_path"]))
+        middle = np.asarray(open_picture(files.demo(grid["feature_id"], grid["image_id"], 0)))
+        assert (strip[:, 2 * 136 : 2 * 136 + 128] == middle).all()
+
+
+def test_all_grids_go_on_one_sheet(made):
+    result = CliRunner().invoke(build_app(), ["steering-sheet", "--out-dir", made.out_dir, *target_flags()])
+    assert result.exit_code == 0, result.output
+    assert RunDir.of(made).steering_contact_sheet.is_file()
+
+
+def target_flags():
+    return ["--num-inference-steps", "6", "--target-step-number", "4"]
+
+
+def test_finished_steps_are_skipped(made, capsys):
+    before = RunDir.of(made).steering_summary.stat().st_mtime_ns
+    run_steps(made, "7,10,11")
+    assert RunDir.of(made).steering_summary.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("step", "module", "work"), [("10", find_demos, "find_demos"), ("7", steer, "experiment")]
+)
+def test_a_stopped_step_goes_on_after_the_features_it_finished(copy, monkeypatch, step, module, work):
+    files = RunDir.of(copy)
+    summary = files.best_demo_candidates if step == "10" else files.steering_summary
+    whole = read_json(summary)
+    first, second = chosen(copy)
+    begun = []
+    original = getattr(module, work)
+
+    def stopping(bench, feature, *rest):
+        begun.append(feature)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return original(bench, feature, *rest)
+
+    monkeypatch.setattr(module, work, stopping)
+    summary.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(copy, step)
+    assert not summary.exists()
+    run_steps(copy, step)
+    assert begun == [first, second, second]
+    assert json.dumps(read_json(summary)) == json.dumps(whole)
+
+
+def test_other_settings_are_not_mixed_with_finished_features(copy):
+    other = make_config(**{**SMALL, "steer_steps": "1-2", "out_dir": copy.out_dir})
+    run_steps(other, "7")
+    summary = read_json(RunDir.of(other).steering_summary)
+    assert summary["made_with"]["steer_steps"] == "1-2"
+    assert len(summary["experiments"]) == 2
+
+
+def test_one_bad_feature_does_not_stop_the_others(copy):
+    files = RunDir.of(copy)
+    selection = read_json(files.selected_features)
+    good = selection["features"][0]
+    bad = {**good, "feature_id": 99_999}
+    write_json(files.selected_features, {**selection, "features": [bad, good]})
+    run_steps(copy, "7,10")
+    summary = read_json(files.steering_summary)
+    assert [e["feature_id"] for e in summary["experiments"]] == [good["feature_id"]]
+    assert summary["failed"] == [{"feature_id": 99_999, "error": "there is no feature 99999"}]
+    assert read_json(files.best_demo_candidates)["failed"][0]["feature_id"] == 99_999
+
+
+def test_a_feature_that_was_never_active_is_passed_over_or_warned_of(copy, capsys):
+    files = RunDir.of(copy)
+    dead = int(np.flatnonzero(load_npy(files.s_matrix).max(0) == 0)[0])
+    selection = read_json(files.selected_features)
+    record = {**selection["features"][0], "feature_id": dead}
+    write_json(files.selected_features, {**selection, "features": [record]})
+    with pytest.raises(MissingInputError, match="no feature could be steered"):
+        run_steps(copy, "7")
+    with pytest.raises(MissingInputError, match="no feature has a candidate"):
+        run_steps(copy, "10")
+    absolute = make_config(**{**SMALL, "out_dir": copy.out_dir, "strength_unit": "absolute"})
+    run_steps(absolute, "7")
+    assert len(read_json(files.steering_summary)["experiments"]) == 1
+
+
+def test_an_empty_selection_is_an_error(copy):
+    write_json(RunDir.of(copy).selected_features, {"features": []})
+    with pytest.raises(MissingInputError, match="lists no features"):
+        run_steps(copy, "7")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"steer_steps": "3-9"}, "steps 3-9 are not among the run's 6 steps"),
+        ({"steer_strengths": (1.0, float("nan"))}, "steer_strengths cannot be"),
+        ({"steer_site": "double.{layer}.fff"}, "unknown site"),
+        ({"distance": "lpips"}, "LPIPS is not installed"),
+    ],
+)
+def test_bad_settings_are_clear_errors(made, setting, message):
+    with pytest.raises(ConfigError, match=message):
+        run_steps(make_config(**{**SMALL, "out_dir": made.out_dir, **setting}), "7")
+
+
+def test_candidates_lie_between_the_percentiles_and_are_sampled_with_a_seed():
+    config = make_config(demo_candidates=5)
+    column = np.linspace(0, 1, 101, dtype=np.float32)
+    found = pick_candidates(column, list(range(1000, 1101)), config, feature=3)
+    assert found["how"] == "percentiles 70 to 95"
+    assert len(found["image_ids"]) == 5 and found["n_pool"] == 26
+    assert all(1070 <= image <= 1095 for image in found["image_ids"])
+    assert found == pick_candidates(column, list(range(1000, 1101)), config, feature=3)
+
+
+def test_a_sparse_column_gives_the_active_images_below_the_maximum():
+    column = np.zeros(100, np.float32)
+    column[[3, 8, 20]] = 1.0, 5.0, 2.0
+    found = pick_candidates(column, list(range(100)), make_config(), feature=0)
+    assert found["how"] == "active, below the maximum"
+    assert found["image_ids"] == [3, 20]
+    column[[3, 20]] = 0
+    alone = pick_candidates(column, list(range(100)), make_config(), feature=0)
+    assert (alone["how"], alone["image_ids"]) == ("active, at the maximum", [8])
+    column[:] = 0
+    with pytest.raises(MissingInputError, match="there are no candidates"):
+        pick_candidates(column, list(range(100)), make_config(), feature=0)
+
+
+def test_broken_pictures_are_no_demos_while_there_are_whole_ones():
+    whole, broken = score(2.0, 0.1, 0.1, strangers=0.5), score(8.0, 0.6, 0.6, strangers=0.5)
+    assert broken["combined_score"] > whole["combined_score"]
+    assert max([whole, broken], key=worth) is whole
+    assert max([score(8.0, 0.6, 0.6, 0.5), score(4.0, 0.6, 0.5, 0.5)], key=worth)["strength"] == 4
+
+
+def test_a_ledger_goes_on_only_with_records_of_the_same_head(tmp_path):
+    path = tmp_path / "summary.json"
+    ledger = Ledger(path, "features", {"steps": (1, 2)}, [5, 6])
+    ledger.add(6, [{"x": 1}, {"x": 2}])
+    assert not path.exists()
+    again = Ledger(path, "features", {"steps": (1, 2)}, [6, 7])
+    assert again.missing == [7] and [r["x"] for r in again.records] == [1, 2]
+    assert Ledger(path, "features", {"steps": (1, 3)}, [6]).missing == [6]
+    assert Ledger(path, "features", {"steps": (1, 2)}, [6], anew=True).missing == [6]
+    again.finish()
+    assert [r["x"] for r in read_json(path)["features"]] == [1, 2] and not again.partial.exists()
+    assert Ledger(path, "features", {"steps": (1, 2)}, [6]).missing == []
+
+
+@pytest.mark.parametrize(
+    ("number", "decimals", "text"), [(2.0, 1, "2.0"), (0.25, 1, "0.25"), (100.0, 0, "100"), (2.5, 0, "2.5")]
+)
+def test_no_two_strengths_share_a_file(number, decimals, text):
+    assert shown(number, decimals) == text
+
+
+def fluxscope(*arguments):
+    return CliRunner().invoke(build_app(), arguments)
+
+
+def test_one_picture_beside_its_baseline_needs_no_run(tmp_path):
+    out = ["--out-dir", str(tmp_path / "run")]
+    result = fluxscope("steer", "--feature", "3", "--strength", "-300", "--steps", "2-4", *STEER_FLAGS, *out)
+    assert result.exit_code == 0, result.output
+    assert "active on" in result.output and "distance from the baseline" in result.output
+    folder = tmp_path / "run" / "steering" / "once"
+    baseline, steered = (
+        np.asarray(open_picture(folder / f"feature_3_strength_-300_seed_3_{what}.png"), int)
+        for what in ("baseline", "steered")
+    )
+    assert np.abs(baseline - steered).mean() > 0.5
+    assert open_picture(folder / "feature_3_strength_-300_seed_3.png").width > 800
+
+
+def test_one_picture_by_several_features_in_a_region(tmp_path):
+    out = ["--out-dir", str(tmp_path / "run")]
+    result = fluxscope(
+        *("steer", "--feature", "3,5", "--scale", "40,0", "--steps", "5"),
+        *("--region", "0,0,64,64", *STEER_FLAGS, *out),
+    )
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "run" / "steering" / "once").iterdir())) == 3
+
+
+def test_the_self_check_finds_the_wiring_sound(tmp_path):
+    result = fluxscope(
+        "steer", "--self-check", "--out-dir", str(tmp_path / "run"), *target_flags(), "--steps", "0-4"
+    )
+    assert result.exit_code == 0, result.output
+    assert result.output.count("  ok   ") == 4
+    assert "(largest change 0)" in result.output
+
+
+def test_the_bench_tries_strengths_over_ranges(tmp_path):
+    result = fluxscope(
+        *("steer-bench", "--feature", "3", "--strengths", "50,200", "--ranges", "0-1,3-5"),
+        *STEER_FLAGS,
+        *("--out-dir", str(tmp_path / "run")),
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "run" / "steering" / "once" / "feature_3_bench_seed_3.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--feature", "3", "--strength", "nan"], "cannot be steered by nan"),
+        (["--feature", "9999", "--strength", "1"], "there is no feature 9999"),
+        (["--feature", "x", "--strength", "1"], "--feature cannot be 'x'"),
+        (["--feature", "3"], "say in one way how to steer"),
+        (["--feature", "3", "--strength", "1", "--scale", "2"], "steered in two ways"),
+        (["--feature", "3,4", "--strength", "1,2,3"], "2 features cannot be steered by 3 numbers"),
+        (["--feature", "3", "--strength", "1", "--steps", "4-9"], "steps 4-9 are not among"),
+        (["--feature", "3", "--strength", "1", "--region", "0,0,500,10"], "no box inside a picture"),
+        (["--feature", "3", "--strength", "1", "--strength-unit", "activation"], "no codes of"),
+        (["--strength", "1"], "no feature is named"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_clear(tmp_path, arguments, message):
+    result = fluxscope("steer", *arguments, *STEER_FLAGS, "--out-dir", str(tmp_path / "run"))
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
