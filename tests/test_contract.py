@@ -35,6 +35,10 @@ def table(heading: str) -> list[list[str]]:
 
 
 BUILT = {step.number for step in STEPS if step.module}
+LITTLE_STEERING = {
+    **{"steer_features": 1, "steer_images": 1, "steer_scales": (1, 2), "steer_strengths": (-4, 4)},
+    **{"demo_candidates": 2, "demo_finalists": 1, "demo_kept": 1, "demo_strengths": (4,)},
+}
 FILES = [row for row in table("Files") if int(row[0]) in BUILT]
 
 
@@ -55,7 +59,14 @@ class Folder:
         """The files of a name with fields in braces: one for every record that has those fields."""
         fields = {name for _, name, _, _ in string.Formatter().parse(pattern) if name}
         records = [{}]
-        if "feature_id" in fields:
+        if pattern.startswith("steering/"):
+            records = read_json(self.files.steering_summary)["experiments"]
+        elif pattern.startswith("best_demos/"):
+            found = read_json(self.files.best_demo_candidates)["features"]
+            records = [demo | {"feature_id": r["feature_id"]} for r in found for demo in r["best_demos"]]
+        elif pattern.startswith("steering_grids/"):
+            records = read_json(self.files.steering_grids_summary)["grids"]
+        elif "feature_id" in fields:
             records = read_json(self.files.overlay_summary)["items"]
         elif fields:
             records = self.rows
@@ -100,7 +111,7 @@ def check_json(value: object, content: str) -> None:
 
 @pytest.fixture(scope="module", params=[15, 5], ids=["root", "layer_05"])
 def folder(finished, request):
-    config = make_config(out_dir=finished.out_dir, active_layer=request.param, **SMALL)
+    config = make_config(out_dir=finished.out_dir, active_layer=request.param, **SMALL, **LITTLE_STEERING)
     run_steps(config, ",".join(map(str, sorted(BUILT))))
     return Folder(config)
 

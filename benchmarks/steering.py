@@ -1,0 +1,74 @@
+"""A grid of seven strengths from step 8 of 20, against seven plain runs: calls, time, and equal pictures.
+
+    python benchmarks/steering.py
+
+Both make the same pictures on flux-shapes: the plain way runs the whole pipeline once for each strength;
+ours denoises the first eight steps once and goes on with one batch of seven rows.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from fluxscope.config import make_config
+from fluxscope.models.capture import StepClock
+from fluxscope.models.edits import Change, Edits
+from fluxscope.models.sample import decode, denoise
+from fluxscope.models.steering import Steerer
+from fluxscope.steps.steering import load_steerer, scope_of
+
+PROMPT = "a large red circle on a white background"
+STRENGTHS = (-300.0, -200.0, -100.0, 100.0, 200.0, 300.0)
+ROUNDS = 3
+
+
+def main() -> None:
+    config = make_config(steer_steps="8-12")
+    steerer, _ = load_steerer(config, config.active_layer, [PROMPT])
+    rows = [[Change("add", s, 3)] for s in STRENGTHS]
+    scope = scope_of(config, config.active_layer)
+    calls: list[int] = []
+    steerer.pipe.transformer.register_forward_hook(lambda m, a, output: calls.append(len(output[0])))
+
+    def plain() -> torch.Tensor:
+        pictures = []
+        for row in [(), *rows]:
+            clock = StepClock()
+            with Edits(steerer.pipe.transformer, clock, steerer.sae, [row], scope):
+                latents = denoise(steerer.pipe, [steerer.embeddings[PROMPT]], [1], steerer.spec, clock)
+            pictures.append(decode(steerer.pipe, latents, steerer.spec))
+        return torch.cat(pictures)
+
+    def shared(exact: bool = False) -> torch.Tensor:
+        fresh = Steerer(steerer.pipe, steerer.sae, steerer.spec, steerer.embeddings, exact=exact)
+        made = fresh.steer(PROMPT, 1, rows, scope)
+        return torch.cat([made.baselines[:1], made.pictures])
+
+    def timed(make: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float, list[int]]:
+        calls.clear()
+        began = time.perf_counter()
+        pictures = make()
+        return pictures, time.perf_counter() - began, list(calls)
+
+    timed(shared)
+    ratios = []
+    for _ in range(ROUNDS):
+        theirs, slow, slow_calls = timed(plain)
+        ours, fast, fast_calls = timed(shared)
+        ratios.append(slow / fast)
+    exact = shared(exact=True)
+    print(f"plain:  {len(slow_calls)} calls of the transformer on {sum(slow_calls)} rows, {slow:.2f} s")
+    print(f"shared: {len(fast_calls)} calls on {sum(fast_calls)} rows, {fast:.2f} s")
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"time saved: {statistics.median(ratios):.2f} x (median of {ROUNDS}; {spread})")
+    print(f"largest difference of a pixel: {(ours.int() - theirs.int()).abs().max()} of 255")
+    print(f"with exact: true, equal bits: {torch.equal(exact, theirs)}")
+    print(f"pixels that steering changed: {((theirs[1:] != theirs[:1]).any(-1)).float().mean():.0%}")
+
+
+if __name__ == "__main__":
+    main()
