@@ -16,7 +16,7 @@ from fluxscope.shapes.training.preview import unpack
 from fluxscope.shapes.training.progress import Stage
 from fluxscope.shapes.training.settings import AutoencoderSettings, RecipeSettings, TransformerSettings
 from fluxscope.shapes.training.text import build_clip_tokenizer, build_t5_tokenizer, token_labels, tokenize
-from fluxscope.shapes.training.transformer import Words, build_transformer, grow, velocity
+from fluxscope.shapes.training.transformer import Words, build_transformer, grow, level_guidance, velocity
 
 
 def test_folding_leaves_pictures_alone_and_normalises_latents() -> None:
@@ -88,6 +88,22 @@ def test_growing_changes_nothing_at_first() -> None:
     inputs = torch.randn(2, 64, 32), torch.rand(2), words, torch.ones(2)
     with torch.no_grad():
         torch.testing.assert_close(velocity(deep, *inputs), velocity(shallow, *inputs))
+
+
+def test_level_guidance_keeps_guidance_one_and_extends_it_to_all() -> None:
+    torch.manual_seed(0)
+    model = build_transformer(RecipeSettings(), 1, 1)
+    for weight in model.parameters():
+        weight.data += 0.05 * torch.randn_like(weight)
+    words = Words(torch.randn(2, 20, 96), torch.randn(2, 96))
+    noisy, time = torch.randn(2, 64, 32), torch.rand(2)
+    with torch.no_grad():
+        before = velocity(model, noisy, time, words, torch.ones(2))
+        assert not torch.allclose(before, velocity(model, noisy, time, words, torch.full((2,), 3.5)))
+        level_guidance(model)
+        for guidance in (1.0, 3.5, 5.0):
+            after = velocity(model, noisy, time, words, torch.full((2,), guidance))
+            torch.testing.assert_close(after, before)
 
 
 def test_data_is_a_function_of_seed_and_number_and_of_training_scenes_only() -> None:

@@ -86,7 +86,7 @@ class TransformerSettings:
     ema: float = 0.998
     caption_drop: float = 0.1
     guidance_range: tuple[float, float] = (1.0, 5.0)
-    plain_share: float = 0.3  # share of the grown stage's samples at guidance 1
+    guided_samples: int = 40  # of a batch in the grown stage; the others are at guidance 1
     preview_every: int = 400
 
 

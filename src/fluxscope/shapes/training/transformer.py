@@ -47,6 +47,12 @@ class Words:
     def take(self, rows: Tensor) -> Words:
         return Words(self.states[rows], self.pooled[rows])
 
+    def repeat(self, times: int) -> Words:
+        return Words(self.states.repeat(times, 1, 1), self.pooled.repeat(times, 1))
+
+    def followed_by(self, other: Words) -> Words:
+        return Words(torch.cat([self.states, other.states]), torch.cat([self.pooled, other.pooled]))
+
 
 @dataclass(frozen=True)
 class TextEncoders:
@@ -123,6 +129,18 @@ def grow(
     return deep
 
 
+@torch.no_grad()
+def level_guidance(model: FluxTransformer2DModel) -> FluxTransformer2DModel:
+    """Let every guidance act as guidance 1 does: the shallow model has met no other, and what its embedder
+    makes of others is accidental. From there the differences are learnt."""
+    embed, one = model.time_text_embed, torch.full((1,), 1000.0)  # the scale that the model multiplies by
+    output = embed.guidance_embedder(embed.time_proj(one))[0]
+    last = embed.guidance_embedder.linear_2
+    last.weight.zero_()
+    last.bias.copy_(output)
+    return model
+
+
 class Ema:
     """A running mean of the weights, shorter in the beginning."""
 
@@ -193,18 +211,17 @@ def guided_target(teacher: FluxTransformer2DModel, empty: Words, own: Transforme
 
     @torch.no_grad()
     def target(batch: Batch, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        low, high = own.guidance_range
-        guidance = torch.from_numpy(rng.uniform(low, high, len(batch.time)).astype(np.float32))
-        plain = torch.from_numpy(rng.random(len(batch.time)) < own.plain_share) | batch.dropped
-        guidance = torch.where(plain, torch.ones(()), guidance)
-        rows = torch.nonzero(~plain)[:, 0]
-        noisy, time, words = batch.noisy[rows], batch.time[rows], batch.words.take(rows)
-        ones = torch.ones(len(rows))
-        with_words = velocity(teacher, noisy, time, words, ones)
-        nothing = words.where(torch.zeros(len(rows), dtype=torch.bool), empty)
-        without = velocity(teacher, noisy, time, nothing, ones)
+        # Always as many guided samples, so that the teacher's compiled blocks see one shape.
+        order = torch.from_numpy(rng.permutation(len(batch.time)))
+        rows = order[~batch.dropped[order]][: own.guided_samples]
+        guidance = torch.ones(len(batch.time))
+        guidance[rows] = torch.from_numpy(rng.uniform(*own.guidance_range, len(rows)).astype(np.float32))
+        words, nothing = batch.words.take(rows), empty.repeat(len(rows))
+        noisy, time = batch.noisy[rows].repeat(2, 1, 1), batch.time[rows].repeat(2)
+        both = velocity(teacher, noisy, time, words.followed_by(nothing), torch.ones(2 * len(rows)))
+        with_words, without = both.float().chunk(2)
         wanted = batch.target.clone()
-        wanted[rows] += (guidance[rows] - 1)[:, None, None] * (with_words.float() - without.float())
+        wanted[rows] += (guidance[rows] - 1)[:, None, None] * (with_words - without)
         return guidance, wanted
 
     return target
@@ -300,6 +317,6 @@ def train_grown(
     teacher.load_state_dict(copy.deepcopy(shallow))
     teacher.eval().requires_grad_(False)
     model = build_transformer(settings, own.double_blocks, own.single_blocks)
-    grow(shallow, model, own.grown_places)
+    level_guidance(grow(shallow, model, own.grown_places))
     target = guided_target(_prepare(teacher), batches.empty, own)
     return _fit(_prepare(model), stage, batches, target, own.grown_scale, preview)
