@@ -47,6 +47,7 @@ class Config(fluxscope_config.Config):
     guidance_scale: float = 3.5
     max_sequence_length: int | None = None
     target_step_number: int = 14  # counted from 1
+    sites: tuple[str, ...] = ()  # further sites, with "=" and an SAE, or raw
     capture_steps: tuple[int, ...] = ()  # further steps to keep codes of, counted from 1
     prompts_path: str | None = str(REPOSITORY / "test_prompts.txt")
     max_prompts: int = 0  # 0: all of them

@@ -95,6 +95,9 @@ class Config:
     target_step_number: int = setting(
         14, "Denoising step whose activations are looked at, counted from 1.", low=1
     )
+    sites: tuple[str, ...] = setting(
+        (), "Further sites to listen at, such as single.1 (raw activations) or single.1=path/to/sae_best.pt."
+    )
     capture_steps: tuple[int, ...] = setting(
         (), "Further steps whose codes are kept, counted from 1, such as 3,13,19."
     )
@@ -303,24 +306,26 @@ def _checked(each: dataclasses.Field, value: Any) -> Any:
     if wanted is str and isinstance(value, Path):
         value = str(value)
     if wanted is tuple and isinstance(value, str | list | tuple):
-        value = _numbers(each.name, value)
+        value = _items(each.name, value)
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise ConfigError(f"{each.name} must be {wanted.__name__}, not {value!r}", each.metadata["help"])
     _check_bounds(each, value)
     return value
 
 
-def _numbers(name: str, values: str | list[Any] | tuple[Any, ...]) -> tuple[Any, ...]:
-    """The numbers of a list such as "3,13,19", or of a tuple, in the setting's type; all finite."""
-    kind = int if "int" in str(_TYPES[name]) else float
-    parts = [part for part in values.split(",") if part.strip()] if isinstance(values, str) else values
-    what, example = ("whole numbers", "3,13,19") if kind is int else ("finite numbers", "0,0.5,1")
+def _items(name: str, values: str | list[Any] | tuple[Any, ...]) -> tuple[Any, ...]:
+    """The items of a list such as "3,13,19", or of a tuple, in the setting's type; numbers are finite."""
+    kind = typing.get_args(_TYPES[name])[0] if typing.get_origin(_TYPES[name]) is tuple else int
+    parts = (
+        [part.strip() for part in values.split(",") if part.strip()] if isinstance(values, str) else values
+    )
     try:
-        numbers = tuple(kind(part) for part in parts)
-        if all(math.isfinite(number) for number in numbers):
-            return numbers
+        items = tuple(kind(part) for part in parts)
+        if kind is str or all(math.isfinite(item) for item in items):
+            return items
     except (TypeError, ValueError):
         pass
+    what, example = ("whole numbers", "3,13,19") if kind is int else ("finite numbers", "0,0.5,1")
     raise ConfigError(f"{name} cannot be {values!r}", f"Give {what}, such as {example}.")
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -95,11 +95,11 @@ def read_json(path: Path | str) -> Any:
         raise FluxscopeError(f"{path} is not valid JSON ({error})", "Delete it and make it again.") from None
 
 
-def append_jsonl(path: Path | str, records: Mapping[str, Any] | list[Mapping[str, Any]]) -> None:
+def append_jsonl(path: Path | str, records: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
     """Append one record, or several, one line each, flushed to the disk before returning."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = records if isinstance(records, list) else [records]
+    rows = [records] if isinstance(records, Mapping) else records
     text = "".join(json.dumps(r, ensure_ascii=False, allow_nan=False, default=_plain) + "\n" for r in rows)
     try:
         with path.open("ab") as file:

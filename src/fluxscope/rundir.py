@@ -56,6 +56,10 @@ class RunDir:
         return self.root / "codes.zarr"
 
     @property
+    def activations(self) -> Path:
+        return self.root / "activations.zarr"
+
+    @property
     def clip_embeddings(self) -> Path:
         return self.root / "clip_embeddings.npy"
 
@@ -129,6 +133,10 @@ class RunDir:
     @property
     def feature_scores(self) -> Path:
         return self.home / "feature_scores.npz"
+
+    @property
+    def steps_profile(self) -> Path:
+        return self.home / "steps_profile.json"
 
     # --- steps 5 and 6 ---
     @property

@@ -8,12 +8,13 @@ import pytest
 from diffusers import FluxTransformer2DModel
 
 from fluxscope.config import make_config
-from fluxscope.errors import MissingInputError
+from fluxscope.errors import ConfigError, MissingInputError
 from fluxscope.files import load_npy, read_json
 from fluxscope.progress import Reporter
 from fluxscope.rundir import RunDir
 from fluxscope.steps import profile
 from fluxscope.steps.step import Context
+from fluxscope.store import ActivationStore, CodeStore
 from tests.conftest import SMALL, run_steps
 
 
@@ -62,3 +63,53 @@ def test_a_profile_without_a_selection_is_a_clear_error(tmp_path):
     run_steps(config, "1")
     with pytest.raises(MissingInputError, match="selected_features"):
         profile.run(Context(config, RunDir.of(config), Reporter(quiet=True)), pictures=2)
+
+
+def test_further_sites_are_heard_in_the_same_pass_with_and_without_an_sae(tmp_path, calls):
+    base = {
+        **SMALL,
+        "max_prompts": 3,
+        "num_inference_steps": 4,
+        "target_step_number": 3,
+        "capture_steps": (1,),
+    }
+    plain = make_config(out_dir=str(tmp_path / "plain"), **base)
+    run_steps(plain, "1")
+    calls.clear()
+    sites = (
+        "double.15.ff_context",
+        f"double.5.ff={plain.sae_paths[5]}",
+        "single.1",
+        f"double.7={plain.sae_paths[15]}",
+    )
+    config = make_config(out_dir=str(tmp_path / "run"), sites=sites, **base)
+    run_steps(config, "1")
+    assert len(calls) == 4  # one batch
+    files = RunDir.of(config)
+    np.testing.assert_array_equal(load_npy(files.s_matrix), load_npy(RunDir.of(plain).s_matrix))
+    for step in (0, 2):
+        text = ActivationStore(files.activations, "double.15.ff_context", step)
+        single = ActivationStore(files.activations, "single.1", step)
+        assert text.images(0, 6).shape == (6, 20, 128)
+        assert single.images(0, 6).shape == (6, 64, 128)
+        assert np.isfinite(single.images(0, 6)).all()
+        assert CodeStore(files.codes, "double.7", step).n_images == 6
+
+
+def test_a_site_added_later_is_collected_for_the_same_pictures(tmp_path):
+    base = {**SMALL, "max_prompts": 3, "num_inference_steps": 3, "target_step_number": 2, "batch_size": 4}
+    run_steps(make_config(out_dir=str(tmp_path / "later"), **base), "1")
+    stores = []
+    for name in ("later", "at_once"):
+        config = make_config(out_dir=str(tmp_path / name), sites="double.3", **base)
+        run_steps(config, "1")
+        stores.append(ActivationStore(RunDir.of(config).activations, "double.3", 1).images(0, 6))
+    np.testing.assert_array_equal(*stores)
+
+
+def test_a_site_that_the_model_lacks_is_an_error_before_anything_is_generated(tmp_path):
+    config = make_config(out_dir=str(tmp_path / "run"), sites=("double.3", "single.2"), max_prompts=1)
+    with pytest.raises(ConfigError, match=r"no site single\.2") as caught:
+        run_steps(config, "1")
+    assert "single.L and single.L.context for L from 0 to 1" in caught.value.hint
+    assert not (tmp_path / "run").exists()

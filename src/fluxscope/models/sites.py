@@ -71,8 +71,9 @@ class Site:
             ConfigError: the model has no such block.
         """
         blocks = getattr(transformer, self.kind.blocks)
+        sizes = len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)  # type: ignore[arg-type]
         if self.layer >= len(blocks):
-            raise ConfigError(f"the model has no site {self.name}", f"It has {sites_of(transformer)}.")
+            raise ConfigError(f"the model has no site {self.name}", f"It has {sites_in_words(*sizes)}.")
         block = blocks[self.layer]
         return block.get_submodule(self.kind.submodule) if self.kind.submodule else block
 
@@ -103,18 +104,10 @@ def parse_site(name: str) -> Site:
     raise ConfigError(f"unknown site: {name}", f"Sites are, L being the block's number: {known}.")
 
 
-def sites_of(transformer: nn.Module) -> str:
-    """In words, the sites that a model has."""
-    double = len(transformer.transformer_blocks)  # type: ignore[arg-type]
-    single = len(transformer.single_transformer_blocks)  # type: ignore[arg-type]
+def sites_in_words(n_double: int, n_single: int) -> str:
+    """The sites of a model with so many blocks."""
     names = [kind.pattern for kind in SITES if kind.blocks == "transformer_blocks"]
-    words = f"{', '.join(names)} for L from 0 to {double - 1}"
-    if single:
-        words += f"; single.L and single.L.context for L from 0 to {single - 1}"
+    words = f"{', '.join(names)} for L from 0 to {n_double - 1}"
+    if n_single:
+        words += f"; single.L and single.L.context for L from 0 to {n_single - 1}"
     return words
-
-
-def width_at(transformer: nn.Module, site: Site) -> int:
-    """Width of the activations at a site: the model's width, everywhere."""
-    site.module(transformer)
-    return int(transformer.inner_dim)  # type: ignore[arg-type]

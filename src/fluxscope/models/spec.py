@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fluxscope.embedded import resolve
-from fluxscope.errors import FluxscopeError
+from fluxscope.errors import ConfigError, FluxscopeError
+from fluxscope.models.sites import Site, sites_in_words
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,15 @@ class ModelSpec:
     pooled_width: int
     latent_channels: int
     guidance_embedded: bool
+
+    def check_site(self, site: Site) -> None:
+        """Raise ConfigError when the model has no such site."""
+        blocks = self.n_double if site.kind.blocks == "transformer_blocks" else self.n_single
+        if site.layer >= blocks:
+            raise ConfigError(
+                f"the model has no site {site.name}",
+                f"It has {sites_in_words(self.n_double, self.n_single)}.",
+            )
 
     @property
     def parameters(self) -> int:

@@ -21,13 +21,20 @@ from fluxscope.models.flux import PromptEmbedding, encode_prompts, load_denoiser
 from fluxscope.models.placement import pick_device, pick_dtype
 from fluxscope.models.sample import PictureSpec, decode, denoise
 from fluxscope.models.sites import Site
-from fluxscope.sae.codes import SparseCodes, encode_sparse
-from fluxscope.steps.collection import Target, clear, open_targets, write_run_log, write_s_matrix
+from fluxscope.steps.collection import (
+    Collection,
+    Target,
+    clear,
+    open_collection,
+    write_run_log,
+    write_s_matrix,
+)
 from fluxscope.steps.jobs import Job, plan_jobs
 from fluxscope.steps.step import Context
+from fluxscope.steps.taps import Kept, Tap
 
-Codes = dict[tuple[str, int], SparseCodes]
-"""The codes of a batch's image tokens, by site and step."""
+Heard = dict[str, dict[int, Kept]]
+"""What a batch's taps keep, by site and step."""
 
 
 def run(context: Context) -> str:
@@ -35,25 +42,24 @@ def run(context: Context) -> str:
     jobs = plan_jobs(config)
     if context.force:
         clear(config)
-    targets = open_targets(
-        config, jobs, pick_device(config.sae_device, fallback=str(pick_device(config.device)))
-    )
-    done = min(target.done for target in targets)
+    device = pick_device(config.sae_device, fallback=str(pick_device(config.device)))
+    collection = open_collection(config, jobs, device)
     spent = 0.0
-    if done < len(jobs):
-        if done:
-            context.report.say(f"     going on after {done} of {len(jobs)} pictures")
-        spent = generate(context, jobs, targets, done)
-    for target in targets:
+    if collection.done < len(jobs):
+        if collection.done:
+            context.report.say(f"     going on after {collection.done} of {len(jobs)} pictures")
+        spent = generate(context, jobs, collection)
+    for target in collection.targets:
         write_s_matrix(target)
         write_run_log(config, target, jobs, completed=len(jobs), seconds=spent)
-    layers = " and ".join(str(target.layer) for target in targets)
-    return f"{len(jobs)} pictures, features of layer {layers}"
+    layers = " and ".join(str(target.layer) for target in collection.targets)
+    further = f", {len(collection.further)} further sites" if collection.further else ""
+    return f"{len(jobs)} pictures, features of layer {layers}{further}"
 
 
-def generate(context: Context, jobs: list[Job], targets: list[Target], done: int) -> float:
-    """Make the pictures from `done` on and commit them batch by batch; returns the seconds it took."""
-    config, report = context.config, context.report
+def generate(context: Context, jobs: list[Job], collection: Collection) -> float:
+    """Make the missing pictures and commit them batch by batch; returns the seconds it took."""
+    config, report, done = context.config, context.report, collection.done
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     prompts = [job.prompt for job in jobs]
@@ -61,13 +67,13 @@ def generate(context: Context, jobs: list[Job], targets: list[Target], done: int
     embeddings, warnings = encode_prompts(config.model_id, prompts, config.max_sequence_length, device, dtype)
     for warning in warnings:
         report.say(f"     warning: {warning}")
-    maker = PictureMaker(context, targets, device, dtype)
+    maker = PictureMaker(context, collection.taps, device, dtype)
     began = time.monotonic()
     with report.progress("     pictures", len(jobs), "images", done) as advance:
         for batch in batches(jobs, done, config.batch_size or 1):
             started = time.monotonic()
-            pictures, codes = maker.make(batch, [embeddings[job.prompt] for job in batch])
-            commit(context, batch, targets, pictures, codes, time.monotonic() - started)
+            pictures, heard = maker.make(batch, [embeddings[job.prompt] for job in batch])
+            commit(context, batch, collection, pictures, heard, time.monotonic() - started)
             advance(len(batch))
     return time.monotonic() - began
 
@@ -79,10 +85,10 @@ def batches(jobs: list[Job], done: int, size: int) -> Iterator[list[Job]]:
 
 @dataclass
 class PictureMaker:
-    """The loaded model, making one batch at a time with every target's codes."""
+    """The loaded model, making one batch at a time with what every tap keeps of it."""
 
     context: Context
-    targets: list[Target]
+    taps: list[Tap]
     device: torch.device
     dtype: torch.dtype
 
@@ -94,48 +100,39 @@ class PictureMaker:
             config.height, config.width, config.num_inference_steps, config.guidance_scale
         )
 
-    def make(self, batch: list[Job], embeddings: list[PromptEmbedding]) -> tuple[Tensor, Codes]:
-        """Pictures (b, h, w, 3), and the codes of the batch's image tokens."""
+    def make(self, batch: list[Job], embeddings: list[PromptEmbedding]) -> tuple[Tensor, Heard]:
+        """Pictures (b, h, w, 3), and what the taps keep."""
         config = self.context.config
-        saes = {target.site.name: target.sae for target in self.targets}
-        codes: Codes = {}
+        taps = {tap.site.name: tap for tap in self.taps}
+        heard: Heard = {name: {} for name in taps}
 
         def receive(site: Site, step: int, x: Tensor) -> None:
-            sae = saes[site.name]
-            here = x.to(sae.pre_bias.device)
-            codes[site.name, step] = encode_sparse(sae, here, config.token_chunk_size).to("cpu")
+            heard[site.name][step] = taps[site.name].keep(x, config.token_chunk_size)
 
         clock = StepClock()
-        sites = [target.site for target in self.targets]
+        sites = [tap.site for tap in self.taps]
         with Capture(self.pipe.transformer, clock, sites, config.captured_step_indices, receive):
             latents = denoise(self.pipe, embeddings, [job.seed for job in batch], self.spec, clock)
-        return decode(self.pipe, latents, self.spec), codes
+        return decode(self.pipe, latents, self.spec), heard
 
 
 def commit(
-    context: Context,
-    batch: list[Job],
-    targets: list[Target],
-    pictures: Tensor,
-    codes: Codes,
-    seconds: float,
+    context: Context, batch: list[Job], collection: Collection, pictures: Tensor, heard: Heard, seconds: float
 ) -> None:
-    """Write a batch: pictures, then each target's codes, then the lines that say that they are there."""
-    files = context.files
+    """Write a batch: pictures, then what the taps keep, then the lines that say that it is all there."""
+    files, first, end = context.files, batch[0].image_id, batch[-1].image_id + 1
     for job, pixels in zip(batch, pictures.numpy(), strict=True):
         save_image(files.image(job.image_id, job.prompt_idx, job.rep_idx, job.seed), Image.fromarray(pixels))
-    for target in targets:
-        new = [job for job in batch if job.image_id >= target.done]
-        if not new:
-            continue
-        tokens = context.config.n_image_tokens
-        fresh = slice((len(batch) - len(new)) * tokens, len(batch) * tokens)
-        for step, store in target.stores.items():
-            store.append(codes[target.site.name, step].rows(fresh))
-        append_jsonl(
-            target.files.manifest, [manifest_row(context, job, target, seconds / len(batch)) for job in new]
-        )
-        target.done += len(new)
+    for tap in collection.further:
+        if tap.done < end:
+            tap.append(heard[tap.site.name], len(batch), first)
+    # The first target's manifest says what the run has committed, so its lines are written last.
+    for target in reversed(collection.targets):
+        new = [job for job in batch if job.image_id >= target.tap.done]
+        if new:
+            target.tap.append(heard[target.tap.site.name], len(batch), first)
+            rows = [manifest_row(context, job, target, seconds / len(batch)) for job in new]
+            append_jsonl(target.files.manifest, rows)
 
 
 def manifest_row(context: Context, job: Job, target: Target, seconds: float) -> dict:
@@ -149,7 +146,7 @@ def manifest_row(context: Context, job: Job, target: Target, seconds: float) -> 
         "image_path": files.relative(files.image(job.image_id, job.prompt_idx, job.rep_idx, job.seed)),
         "height": config.height,
         "width": config.width,
-        "site": target.site.name,
+        "site": target.tap.site.name,
         "step": config.target_step_index,
         "layer_index": target.layer,
         "target_step_number": config.target_step_number,

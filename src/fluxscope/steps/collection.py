@@ -19,14 +19,15 @@ import torch
 
 from fluxscope import __version__
 from fluxscope.config import Config
-from fluxscope.errors import CheckpointError, RunDirError
+from fluxscope.errors import RunDirError
 from fluxscope.files import atomic_write, read_json, read_jsonl, write_json
-from fluxscope.models.sites import Site, parse_site
+from fluxscope.models.sites import parse_site
 from fluxscope.models.spec import ModelSpec, read_spec
 from fluxscope.rundir import RunDir
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.formats import SaeInfo, load
 from fluxscope.steps.jobs import Job
+from fluxscope.steps.taps import Tap, check_width, open_further_taps, open_tap
 from fluxscope.store import CodeStore
 
 IDENTITY = (
@@ -46,52 +47,71 @@ IDENTITY = (
 """Settings that decide what pictures and codes a folder holds; one folder holds those of one identity."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Target:
-    """One layer to collect.
-
-    Attributes:
-        stores: the codes of each captured step, the target step first.
-        done: how many of its pictures are committed.
-    """
+    """One layer to collect: its tap, its SAE's record, its files."""
 
     layer: int
-    site: Site
+    tap: Tap
     sae: LinearSae
     info: SaeInfo
-    stores: dict[int, CodeStore]
     files: RunDir
     sae_hash: str
-    done: int
 
 
-def open_targets(config: Config, jobs: list[Job], device: torch.device) -> list[Target]:
+@dataclass(frozen=True)
+class Collection:
+    """Everything that one pass collects.
+
+    Attributes:
+        targets: the layers, the active one first.
+        further: other sites.
+    """
+
+    targets: list[Target]
+    further: list[Tap]
+
+    @property
+    def taps(self) -> list[Tap]:
+        return [*(target.tap for target in self.targets), *self.further]
+
+    @property
+    def done(self) -> int:
+        """Pictures of which everything is committed."""
+        return min(tap.done for tap in self.taps)
+
+
+def open_collection(config: Config, jobs: list[Job], device: torch.device) -> Collection:
     """Check everything, load the SAEs and open their stores, each cut back to its last commit.
 
     Raises:
         CheckpointError: an SAE is missing, damaged, or of another width than its site.
+        ConfigError: the model lacks a site.
         RunDirError: the folder belongs to other settings.
     """
     config.sae_ckpt_path  # noqa: B018 -- raises when the active layer has no SAE
     spec = read_spec(config.model_id)
+    for entry in config.sites:
+        spec.check_site(parse_site(entry.partition("=")[0]))
     saes = {layer: load_sae_for(config, layer, spec, device) for layer in config.layers}
     hashes = {layer: info.sha256() for layer, (_, info) in saes.items()}
     check_folder(config, jobs, hashes)
     targets = []
     for layer, (sae, info) in saes.items():
         files = RunDir.of(config, layer)
-        site = parse_site(config.site_of(layer))
-        stores = {
-            step: CodeStore.create(files.codes, site.name, step, config.n_image_tokens, sae.hidden_dim)
-            for step in config.captured_step_indices
-        }
-        done = repair_manifest(files, config.batch_size or 1)
-        target = Target(layer, site, sae, info, stores, files, hashes[layer], done)
-        for store in stores.values():
-            store.truncate(target.done)
-        write_run_log(config, target, jobs, completed=target.done, seconds=0.0)
+        committed = repair_manifest(files, config.batch_size or 1)
+        tap = open_tap(config, spec, parse_site(config.site_of(layer)), sae, committed)
+        if tap.done < committed:
+            raise RunDirError(
+                f"{files.manifest} lists {committed} images, but the codes of {tap.done} are stored",
+                "The folder's files do not fit together: give --force to collect anew.",
+            )
+        target = Target(layer, tap, sae, info, files, hashes[layer])
+        write_run_log(config, target, jobs, completed=tap.done, seconds=0.0)
         targets.append(target)
-    return targets
+    taken = {target.tap.site.name for target in targets}
+    further = open_further_taps(config, spec, device, targets[0].tap.done, taken)
+    return Collection(targets, further)
 
 
 def load_sae_for(
@@ -100,12 +120,7 @@ def load_sae_for(
     """Load a layer's SAE and compare its width with the model's."""
     path = config.sae_paths[layer]
     sae, info = load(path, device)
-    if sae.input_dim != spec.width:
-        raise CheckpointError(
-            f"the SAE {path} reads activations of width {sae.input_dim}, "
-            f"but {config.site_of(layer)} of {config.model_id} has width {spec.width}",
-            "Choose an SAE that was trained on this model and site.",
-        )
+    check_width(config, config.site_of(layer), path, sae, spec)
     return sae, info
 
 
@@ -160,7 +175,8 @@ def clear(config: Config) -> None:
         for path in (files.manifest, files.s_matrix):
             path.unlink(missing_ok=True)
     root = RunDir.of(config)
-    shutil.rmtree(root.codes, ignore_errors=True)
+    for kept in (root.codes, root.activations):
+        shutil.rmtree(kept, ignore_errors=True)
     for picture in root.images.glob("img_*.png"):
         picture.unlink()
     for layer in (5, 15):
@@ -169,7 +185,8 @@ def clear(config: Config) -> None:
 
 def write_s_matrix(target: Target, images_per_block: int = 64) -> None:
     """Write S[i, f], the largest code of feature f over the tokens of image i, from the stored codes."""
-    store = next(iter(target.stores.values()))
+    store = next(iter(target.tap.stores.values()))
+    assert isinstance(store, CodeStore)
     with atomic_write(target.files.s_matrix) as file:
         shape = (store.n_images, store.n_features)
         header = {
@@ -195,7 +212,7 @@ def write_run_log(config: Config, target: Target, jobs: list[Job], completed: in
         settings
         | {
             "layer_index": target.layer,
-            "site": target.site.name,
+            "site": target.tap.site.name,
             "target_step_index": config.target_step_index,
             "sae_ckpt_path": str(target.info.path),
             "sae_hidden_dim": target.sae.hidden_dim,

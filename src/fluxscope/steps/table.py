@@ -25,7 +25,7 @@ STEPS: tuple[Step, ...] = (
             *("layer5_sae_path", "layer15_sae_path", "site_pattern", "compare_layers"),
             *("sae_device", "token_chunk_size"),
             *("height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"),
-            *("target_step_number", "capture_steps"),
+            *("target_step_number", "capture_steps", "sites"),
             *("prompts_path", "max_prompts", "reps_per_prompt", "base_seed"),
         ),
     ),
