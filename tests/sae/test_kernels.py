@@ -80,8 +80,14 @@ def test_step_agrees_with_autograd_on_the_dense_twin(levels: tuple[int, ...]) ->
 
 
 @pytest.mark.parametrize("k", [2, 6, 50])
-def test_aux_step_agrees_with_autograd_on_its_twin(k: int) -> None:
+@pytest.mark.parametrize("silent", [False, True])
+def test_aux_step_agrees_with_autograd_on_its_twin(k: int, silent: bool) -> None:
     x, weights, dead = random(B, D, seed=5), some_weights(), torch.tensor([3, 8, 9, 20, 21, 30])
+    if silent:  # four of the dead latents fire on one row each, two on none
+        pre = (x - weights.pre_bias) @ weights.encoder[dead].T + weights.bias[dead]
+        weights.bias[dead] -= pre.sort(0, descending=True).values[1]
+        weights.bias[dead[:2]] -= 10
+        assert 4 / (B * 6) < kernels.SPARSE_BELOW
     residual = random(B, D, seed=6)
     grads = Weights(*(torch.zeros_like(w) for w in tensors(weights)))
     loss = kernels.aux_step(x - weights.pre_bias, residual, dead, k, 0.3, weights, grads)
@@ -131,14 +137,34 @@ def dense_code(x: Tensor, weights: Weights, mask: Tensor) -> Tensor:
     return ((x - weights.pre_bias) @ weights.encoder.T + weights.bias) * mask
 
 
-@pytest.mark.parametrize(("width", "k"), [(512, 8), (512, 16), (100, 8), (512, 200), (16, 16)])
+@pytest.mark.parametrize(
+    ("width", "k"),
+    [(512, 8), (512, 16), (100, 8), (512, 200), (16, 16), (16384, 40), (8256, 64), (8208, 300)],
+)
 def test_largest_in_rows_are_the_largest(width: int, k: int) -> None:
     pre = random(20, width).float()
     value, index = select.largest_in_rows(pre, k)
     expected, _ = select.largest_in_rows_reference(pre, k)
     assert torch.equal(value.sort(1).values, expected.sort(1).values)
-    assert torch.equal(pre.gather(1, index), value)
+    assert torch.equal(pre.gather(1, index).relu(), value)
     assert all(len(set(row.tolist())) == k for row in index)
+
+
+@pytest.mark.parametrize(("width", "count"), [(2048, 48), (16384, 60), (100, 30)])
+def test_candidates_of_bf16_are_its_largest(width: int, count: int) -> None:
+    pre = random(20, width).bfloat16()
+    index = select.candidates(pre, count)
+    expected = pre.topk(count, dim=1).values
+    assert torch.equal(pre.gather(1, index).sort(1, descending=True).values, expected)
+    assert all(len(set(row.tolist())) == count for row in index)
+
+
+def test_rows_with_few_positive_entries() -> None:
+    pre = -random(20, 2048).float().abs()
+    pre[:, 7] = 5
+    value, index = select.largest_in_rows(pre, 8)
+    assert (value.sum(1) == 5).all()
+    assert (index == 7).sum() == 20
 
 
 def test_largest_in_rows_with_ties_names_each_entry_once() -> None:

@@ -7,6 +7,7 @@ stopped goes on with exactly the batches it would have seen.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -69,7 +70,7 @@ class InMemory:
     """
 
     def __init__(self, rows: Float[Tensor, "n d"] | np.ndarray, batch_size: int, seed: int) -> None:
-        self.rows = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
+        self.rows = _as_tensor(rows)
         good = finite_rows(self.rows)
         self.bad_rows = len(good) - int(good.sum())
         self.normalisation = fit_normalisation(self.rows, good)
@@ -85,6 +86,15 @@ class InMemory:
             self._order = self._usable[torch.randperm(len(self._usable), generator=generator)]
             self._epoch = epoch
         return self.rows[self._order[place * self._size : (place + 1) * self._size]]
+
+
+def _as_tensor(rows: Tensor | np.ndarray) -> Tensor:
+    """The same memory as a tensor; also of read-only maps, which are never written here."""
+    if isinstance(rows, Tensor):
+        return rows
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(rows)
 
 
 def finite_rows(rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:

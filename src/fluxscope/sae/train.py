@@ -106,6 +106,7 @@ class Trainer:
         self.optimiser = torch.optim.Adam(self.sae.parameters(), betas=(0.9, 0.999), fused=True)
         self.silent_tokens = torch.zeros(sae.hidden_dim, dtype=torch.int64, device=device)
         self.steps_done = 0
+        self.residual: Tensor | None = None  # of the last batch, normalised: x - reconstruction
         asked = config.precision
         self.precision = fastest_exact(device, sae.input_dim) if asked == "auto" else asked
         self._scratch = Scratch()
@@ -117,6 +118,7 @@ class Trainer:
         x = self.normalise(batch)
         dead = self.silent_tokens >= config.dead_after()
         loss, residual, fired = self._gradients(x, dead)
+        self.residual = residual
         _remove_parallel_gradient(self.sae)
         torch.nn.utils.clip_grad_norm_(self.sae.parameters(), config.clip_norm)
         for group in self.optimiser.param_groups:
