@@ -8,7 +8,7 @@ on pictures that were not trained on, and written to shapes/weights/. About 20 m
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +43,9 @@ class Bundled:
 
 
 BUNDLED = (
-    Bundled("sae_layer05", 5, TrainConfig("topk", hidden_dim=768, k=16, steps=6000)),
-    Bundled("sae_layer15", 15, TrainConfig("topk", hidden_dim=768, k=16, steps=6000)),
-    Bundled("sae_layer15_l1", 15, TrainConfig("relu", hidden_dim=768, l1_coeff=0.05, steps=6000)),
+    Bundled("sae_layer05", 5, TrainConfig("topk", hidden_dim=768, k=16)),
+    Bundled("sae_layer15", 15, TrainConfig("topk", hidden_dim=768, k=16)),
+    Bundled("sae_layer15_l1", 15, TrainConfig("relu", hidden_dim=768, l1_coeff=0.15)),
 )
 
 
@@ -84,16 +84,18 @@ def _denoise_all(pictures: int, seed: int) -> dict[int, Float32[np.ndarray, "n d
     return {layer: torch.cat(parts).numpy() for layer, parts in heard.items()}
 
 
-def make(bundled: Bundled, activations: Float32[np.ndarray, "n d"], weights: Path) -> dict:
+def make(
+    bundled: Bundled, training: TrainConfig, activations: Float32[np.ndarray, "n d"], out: Path
+) -> dict[str, float]:
     """Train, evaluate and write one SAE; returns its scores on held-out pictures."""
     tokens = Config().n_image_tokens
     split = round(len(activations) * (1 - HELD_OUT_SHARE)) // tokens * tokens  # whole pictures
-    sae, _ = train(np.asarray(activations[:split]), bundled.config, on_log=print)
+    sae, _ = train(np.asarray(activations[:split]), training, on_log=print)
     test = torch.from_numpy(np.asarray(activations[split:]))
     scores = evaluate(sae, test.split(4096)).scores()
     config = Config()
     save(
-        weights / bundled.folder / "sae_best.pt",
+        out / bundled.folder / "sae_best.pt",
         sae,
         {
             "layer": bundled.layer,
@@ -101,7 +103,7 @@ def make(bundled: Bundled, activations: Float32[np.ndarray, "n d"], weights: Pat
             "model_id": FLUX_SHAPES,
             "site": config.site_of(bundled.layer),
             "normalize_data": False,
-            "trained_tokens": bundled.config.steps * bundled.config.batch_size,
+            "trained_tokens": training.steps * training.batch_size,
             "explained_variance": float(scores.explained_variance),
             "l0": float(scores.l0),
         },
@@ -116,14 +118,17 @@ def make(bundled: Bundled, activations: Float32[np.ndarray, "n d"], weights: Pat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("training/saes"), help="folder of the activations")
-    parser.add_argument("--pictures", type=int, default=6400)
+    parser.add_argument("--pictures", type=int, default=3200)
+    parser.add_argument("--steps", type=int, default=4000, help="training steps of 2,048 tokens")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the SAEs go")
     arguments = parser.parse_args()
     activations = harvest(arguments.work, arguments.pictures)
     results = {}
     for bundled in BUNDLED:
-        results[bundled.folder] = make(bundled, activations[bundled.layer], WEIGHTS)
+        config = replace(bundled.config, steps=arguments.steps)
+        results[bundled.folder] = make(bundled, config, activations[bundled.layer], arguments.out)
         print(bundled.folder, results[bundled.folder])
-    write_json(WEIGHTS / "saes.json", results)
+    write_json(arguments.out / "saes.json", results)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def run(context: Context) -> str:
     items = read_json(files.overlay_summary)["items"]
     cards = [card_of(context, record, items) for record in selection["features"]]
     title = f"The {len(cards)} features with the highest {selection.get('rank_by', 'clip_coherence')}"
-    title = title.replace("_", " ")
+    title = title.replace("clip_", "CLIP ").replace("_", " ")
     subtitle, footer = subtitle_of(context, selection), footer_of(context)
     across = 2 if len(cards) > 6 else 1
     save_image(files.contact_sheet, contact_sheet(cards, title, subtitle, footer, across=across))
