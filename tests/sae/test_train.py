@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from synthetic import activations
 
 from fluxscope.errors import FluxscopeError
 from fluxscope.sae import LinearSae, SparseAutoencoder, TopKSparseAutoencoder
@@ -13,18 +14,6 @@ from fluxscope.sae.metrics import evaluate
 from fluxscope.sae.train import TrainConfig, Trainer, train, train_many
 
 SMALL = TrainConfig(hidden_dim=64, k=3, steps=300, batch_size=256, warmup_steps=20, dead_after_tokens=5000)
-
-
-def activations(n: int, seed: int, scale: float = 7.0) -> torch.Tensor:
-    """Sums of three of 24 directions, far from the origin and far from unit size."""
-    directions = torch.nn.functional.normalize(
-        torch.randn(24, 16, generator=torch.Generator().manual_seed(99)), dim=1
-    )
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.rand(n, 24, generator=generator).argsort(1)[:, :3]
-    strength = 1 + torch.rand(n, 3, generator=generator)
-    code = torch.zeros(n, 24).scatter(1, chosen, strength)
-    return scale * (code @ directions) + 50
 
 
 def test_topk_explains_held_out_activations_in_raw_space() -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from fluxscope.errors import FluxscopeError
@@ -82,10 +83,78 @@ class InMemory:
     def batch(self, step: int) -> Float[Tensor, "b d"]:
         epoch, place = divmod(step, len(self._usable) // self._size)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(hash((self._seed, epoch)) % 2**63)
-            self._order = self._usable[torch.randperm(len(self._usable), generator=generator)]
+            self._order = self._usable[_permutation(len(self._usable), self._seed, epoch)]
             self._epoch = epoch
         return self.rows[self._order[place * self._size : (place + 1) * self._size]]
+
+
+class ByImage:
+    """Batches from pictures that are read or made as needed, shuffled across pictures through a buffer.
+
+    Every epoch, the pictures are dealt into groups at random; the tokens of one group at a time are held in
+    memory and shuffled among themselves. Where pictures are made by a function of their number, training
+    needs no disk, and can still be stopped and resumed.
+
+    Args:
+        load: the activations of pictures by number, (n, t, d); the same ones whenever it is asked.
+        images: the numbers of the pictures to train on.
+        batch_size: tokens a batch; at most those of one group.
+        seed: of the order.
+        buffer_images: pictures held in memory.
+
+    Raises:
+        FluxscopeError: no pictures, more than 1% bad tokens, or all equal.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Sequence[int]], Tensor],
+        images: Sequence[int],
+        batch_size: int,
+        seed: int,
+        buffer_images: int = 512,
+    ) -> None:
+        if not images:
+            raise FluxscopeError("there are no activations to train on", "Collect some first.")
+        self._load, self._images, self._seed = load, images, seed
+        self._n_groups = max(1, round(len(images) / buffer_images))
+        self.rows_seen = self.bad_rows = 0
+        self._held: tuple[int, int] | None = None
+        self._tokens = self._hold(0, 0)
+        self.normalisation = fit_normalisation(self._tokens, torch.ones(len(self._tokens), dtype=torch.bool))
+        smallest_group = len(images) // self._n_groups
+        tokens = smallest_group * self._tokens_per_image
+        self._size = min(batch_size, tokens)
+        self._batches_per_group = tokens // self._size
+
+    def batch(self, step: int) -> Float[Tensor, "b d"]:
+        epoch, place = divmod(step, self._n_groups * self._batches_per_group)
+        group, place = divmod(place, self._batches_per_group)
+        if self._held != (epoch, group):
+            self._tokens = self._hold(epoch, group)
+        rows = torch.arange(place * self._size, (place + 1) * self._size) % len(self._tokens)
+        return self._tokens[self._order[rows]]
+
+    def _hold(self, epoch: int, group: int) -> Float[Tensor, "n d"]:
+        """Read one group, leave its bad tokens out, and shuffle it."""
+        dealt = _permutation(len(self._images), self._seed, epoch).tensor_split(self._n_groups)[group]
+        chosen = [self._images[i] for i in dealt.sort().values.tolist()]
+        activations = self._load(chosen)
+        self._tokens_per_image = activations.shape[1]
+        tokens = activations.flatten(0, 1)  # (n t, d)
+        good = torch.isfinite(tokens).all(1)
+        self.rows_seen += len(good)
+        self.bad_rows += len(good) - int(good.sum())
+        refuse_many_bad(self.bad_rows, self.rows_seen)
+        tokens = tokens if good.all() else tokens[good]
+        self._order = _permutation(len(tokens), self._seed, epoch, group)
+        self._held = (epoch, group)
+        return tokens
+
+
+def _permutation(n: int, *key: int) -> Int64[Tensor, " n"]:
+    """A random order of n things: the same for the same key."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(hash(key) % 2**63))
 
 
 def _as_tensor(rows: Tensor | np.ndarray) -> Tensor:
@@ -108,13 +177,17 @@ def finite_rows(rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
             f"there are no activations to train on (shape {tuple(rows.shape)})", "Collect some first."
         )
     good = torch.cat([torch.isfinite(part).all(1) for part in rows.split(_BLOCK)])
-    bad = int((~good).sum())
-    if bad > MAX_BAD_SHARE * len(rows):
+    refuse_many_bad(int((~good).sum()), len(rows))
+    return good
+
+
+def refuse_many_bad(bad: int, seen: int) -> None:
+    """Raises FluxscopeError when more than 1% of the activations seen are bad."""
+    if bad > MAX_BAD_SHARE * seen:
         raise FluxscopeError(
-            f"{bad} of {len(rows)} activations hold NaN or infinity",
+            f"{bad} of {seen} activations hold NaN or infinity",
             "Collect them in bfloat16 or float32: in float16 FLUX overflows.",
         )
-    return good
 
 
 def fit_normalisation(rows: Float[Tensor, "n d"], good: Bool[Tensor, " n"]) -> Normalisation:

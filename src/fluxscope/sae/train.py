@@ -9,6 +9,7 @@ raw activations.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -134,15 +135,16 @@ class Trainer:
         return None
 
     def finish(self, calibration: Sequence[Tensor]) -> LinearSae:
-        """The trained SAE, which reads raw activations.
+        """The SAE as it is now, reading raw activations; training can go on after it.
 
         Args:
             calibration: raw activations on which a BatchTopK SAE's threshold is set; held-out ones at best.
         """
-        self.normalise.fold(self.sae)
-        if isinstance(self.sae, BatchTopKSparseAutoencoder):
-            self.sae.calibrate(calibration)
-        return self.sae.requires_grad_(False).eval()
+        sae = copy.deepcopy(self.sae).requires_grad_(False).eval()
+        self.normalise.fold(sae)
+        if isinstance(sae, BatchTopKSparseAutoencoder):
+            sae.calibrate(calibration)
+        return sae
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs to go on as if nothing had happened."""

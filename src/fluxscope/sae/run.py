@@ -1,0 +1,155 @@
+"""A training run in its folders: logs, checkpoints, the best SAE so far, and going on after an interruption.
+
+Each SAE has a folder of its own:
+
+    config.json      the settings
+    log.jsonl        one line each `log_every` steps, and one each evaluation
+    state.pt         weights, optimiser and counters; what an interrupted run goes on from
+    sae_best.pt      the SAE that explained most of the held-out activations so far
+    scores.json      its scores on them
+    frequency.npy    float32 (f): share of held-out tokens on which each feature fires
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxscope import files
+from fluxscope.errors import FluxscopeError
+from fluxscope.sae.data import Source
+from fluxscope.sae.formats import save
+from fluxscope.sae.metrics import Scores, evaluate
+from fluxscope.sae.train import Log, TrainConfig, Trainer
+
+
+@dataclass(frozen=True)
+class Job:
+    """One SAE to train.
+
+    Args:
+        folder: where its files go.
+        config: its settings.
+        entries: what its checkpoint says besides (layer, timestep, site, model_id, ...).
+    """
+
+    folder: Path
+    config: TrainConfig
+    entries: Mapping[str, Any]
+
+
+def folder_name(layer: int, timestep: int, config: TrainConfig, input_dim: int, stamp: str) -> str:
+    """sae_training_layer15_t14_topk16_x8_<stamp>: what readers of checkpoints look for."""
+    kind = f"topk{config.k}" if "topk" in config.architecture else config.architecture
+    return f"sae_training_layer{layer}_t{timestep}_{kind}_x{config.hidden_dim / input_dim:g}_{stamp}"
+
+
+def run(
+    source: Source,
+    jobs: Sequence[Job],
+    held_out: Sequence[Tensor],
+    device: torch.device | str = "cpu",
+    save_every: int = 1000,
+    on_step: Callable[[int, list[Log]], None] | None = None,
+) -> list[Scores]:
+    """Train all jobs in one pass over the data; interrupted and called again, it goes on where it was.
+
+    Args:
+        source: the training batches; the jobs share each one.
+        held_out: batches of raw activations, (t, d) each, of pictures that are not trained on.
+        save_every: steps between two evaluations and checkpoints.
+        on_step: called after every step with the number of steps done and the log entries that came due.
+
+    Returns:
+        The scores of each job's best SAE.
+
+    Raises:
+        FluxscopeError: a folder belongs to other settings, or there are no held-out activations.
+    """
+    if not held_out:
+        raise FluxscopeError("there are no held-out activations", "Leave some pictures out of training.")
+    places = [_Place(job, source, held_out, device) for job in jobs]
+    first = min((place.trainer.steps_done for place in places), default=0)
+    for step in range(first, max((job.config.steps for job in jobs), default=0)):
+        batch = source.batch(step)
+        logs = [log for place in places if (log := place.step(step, batch, save_every))]
+        if on_step:
+            on_step(step + 1, logs)
+    return [place.best for place in places]
+
+
+class _Place:
+    """One job's trainer and its folder."""
+
+    def __init__(
+        self, job: Job, source: Source, held_out: Sequence[Tensor], device: torch.device | str
+    ) -> None:
+        self.job, self.held_out = job, held_out
+        self.trainer = Trainer(job.config, source.normalisation, device)
+        self._claim()
+        if (job.folder / "state.pt").is_file():
+            self.trainer.load_state_dict(files.read_torch_checkpoint(job.folder / "state.pt"))
+        self._drop_later_lines()
+
+    @property
+    def best(self) -> Scores:
+        return Scores(**files.read_json(self.job.folder / "scores.json"))
+
+    def step(self, step: int, batch: Tensor, save_every: int) -> Log | None:
+        """Train on one batch, unless this step was done before the interruption or lies past the end."""
+        config = self.job.config
+        if not self.trainer.steps_done <= step < config.steps:
+            return None
+        log = self.trainer.step(batch)
+        if log:
+            files.append_jsonl(self.job.folder / "log.jsonl", log)
+        if (step + 1) % save_every == 0 or step + 1 == config.steps:
+            self._evaluate()
+            with files.atomic_write(self.job.folder / "state.pt") as file:
+                torch.save(self.trainer.state_dict(), file)
+        return log
+
+    def _evaluate(self) -> None:
+        """Score on the held-out activations, and keep the SAE when it is the best so far."""
+        folder, sae = self.job.folder, self.trainer.finish(self.held_out)
+        evaluation = evaluate(sae, self.held_out)
+        scores = evaluation.scores()
+        files.append_jsonl(
+            folder / "log.jsonl", {"step": self.trainer.steps_done, "held_out": asdict(scores)}
+        )
+        known = (folder / "scores.json").is_file()
+        if known and scores.explained_variance <= self.best.explained_variance:
+            return
+        told = {"explained_variance": scores.explained_variance, "l0": scores.l0}
+        tokens = self.trainer.steps_done * self.job.config.batch_size
+        entries = dict(self.job.entries) | told | {"trained_tokens": tokens}
+        save(folder / "sae_best.pt", sae, entries)
+        files.save_npy(folder / "frequency.npy", evaluation.frequency.numpy())
+        files.write_json(folder / "scores.json", asdict(scores))
+
+    def _claim(self) -> None:
+        """Write the settings, or refuse a folder that holds others."""
+        path = self.job.folder / "config.json"
+        settings = {"training": asdict(self.job.config), "entries": dict(self.job.entries)}
+        settings["training"]["levels"] = list(self.job.config.levels)
+        if not path.is_file():
+            files.write_json(path, settings)
+        elif files.read_json(path) != settings:
+            raise FluxscopeError(
+                f"{self.job.folder} belongs to a training with other settings",
+                "Choose another folder, or delete this one.",
+            )
+
+    def _drop_later_lines(self) -> None:
+        """Forget what was logged after the checkpoint: those steps are about to be done again."""
+        path = self.job.folder / "log.jsonl"
+        if path.is_file():
+            kept = [log for log in files.read_jsonl(path) if log["step"] <= self.trainer.steps_done]
+            path.unlink()
+            if kept:
+                files.append_jsonl(path, kept)
