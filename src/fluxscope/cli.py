@@ -15,10 +15,11 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from fluxscope import __version__, steering_commands
+from fluxscope import __version__, steering_commands, training_commands
 from fluxscope.config import Config, load_config, make_config, setting_type, settings_table
 from fluxscope.errors import FluxscopeError
 from fluxscope.files import explain_os_error
+from fluxscope.options import Force, Quiet
 from fluxscope.progress import Reporter
 from fluxscope.quiet import quiet_imports
 from fluxscope.steps.step import Step
@@ -30,6 +31,12 @@ NO_FLAG = ("patch_size", "patch_grid")
 SHORT_NAMES = {"active_layer": "--layer", "steer_steps": "--steps"}
 """Shorter flags, where a command has no option of that name."""
 
+PROFILE_SETTINGS = (
+    *("device", "dtype", "batch_size", "sae_device", "site_pattern", "layer5_sae_path", "layer15_sae_path"),
+    *("height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length", "capture_steps"),
+)
+"""What `steps-profile` depends on beside the run's folder."""
+
 EVERYWHERE = ("out_dir", "model_id", "active_layer")
 """Settings that every step takes, beside its own: they say whose files are meant."""
 
@@ -37,8 +44,6 @@ ConfigFile = Annotated[
     Optional[Path],  # noqa: UP045 -- read by typer at run time
     typer.Option("--config", help="Settings file: TOML, or a Python file like interp_scripts/config.py."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Make everything anew, even what is up to date.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 Steps = Annotated[str, typer.Option("--steps", help="Steps to run, such as 1,2,3 or 1-4.")]
 All = Annotated[bool, typer.Option("--all", help="Run all eleven steps.")]
 KeepGoing = Annotated[
@@ -100,8 +105,9 @@ def commands(kind: type[Config] | None) -> dict[str, Callable[..., None]]:
         command = functools.partial(one_step, step)
         command.__doc__ = f"Step {step.number}: {step.summary}"
         made[step.name] = with_settings(command, (*EVERYWHERE, *step.settings), kind)
-    made["steps-profile"] = with_settings(steps_profile, flags, kind)
-    made["doctor"] = with_settings(doctor, flags, kind)
+    made["train"] = with_settings(training_commands.train_saes, training_commands.SETTINGS, kind)
+    made["steps-profile"] = with_settings(steps_profile, (*EVERYWHERE, *PROFILE_SETTINGS), kind)
+    made["doctor"] = with_settings(doctor, (*EVERYWHERE, *STEPS[0].settings, "clip_model_id"), kind)
     for function in (
         steering_commands.steer,
         steering_commands.steer_bench,

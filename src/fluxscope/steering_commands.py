@@ -11,6 +11,7 @@ import typer
 
 from fluxscope.config import Config
 from fluxscope.errors import ConfigError
+from fluxscope.options import Force, Quiet
 from fluxscope.progress import Reporter
 from fluxscope.steps.table import STEPS
 
@@ -35,8 +36,6 @@ Region = Annotated[str, typer.Option("--region", help="Steer only here: x0,y0,x1
 SelfCheck = Annotated[
     bool, typer.Option("--self-check", help="Show that steering works on this model, SAE and site.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Make everything anew, even what is up to date.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 Strengths = Annotated[str, typer.Option("--strengths", help="Strengths to try, such as 2,4,8,16.")]
 Ranges = Annotated[str, typer.Option("--ranges", help="Ranges of steps to try, such as 0-5,6-12,0-19.")]
 

@@ -128,7 +128,7 @@ class CodeStore:
             yield first, self.images(first, min(first + images_per_block, self.n_images))
 
 
-class ActivationStore:
+class RawStore:
     """The raw activations of one site at one step: float16 (n_images, n_tokens, d), compressed.
 
     Half precision holds what FLUX passes (maxima near 1,500) with three digits.
@@ -145,9 +145,7 @@ class ActivationStore:
         self._array = array
 
     @classmethod
-    def create(
-        cls, root: Path | str, site: str, step_index: int, n_tokens: int, width: int
-    ) -> ActivationStore:
+    def create(cls, root: Path | str, site: str, step_index: int, n_tokens: int, width: int) -> RawStore:
         """Make an empty store, or open the one that is there."""
         path = Path(root) / site / f"step_{step_index}"
         if not (path / "zarr.json").is_file():

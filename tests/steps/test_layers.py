@@ -14,7 +14,7 @@ from fluxscope.progress import Reporter
 from fluxscope.rundir import RunDir
 from fluxscope.steps import profile
 from fluxscope.steps.step import Context
-from fluxscope.store import ActivationStore, CodeStore
+from fluxscope.store import CodeStore, RawStore
 from tests.conftest import SMALL, run_steps
 
 
@@ -88,8 +88,8 @@ def test_further_sites_are_heard_in_the_same_pass_with_and_without_an_sae(tmp_pa
     files = RunDir.of(config)
     np.testing.assert_array_equal(load_npy(files.s_matrix), load_npy(RunDir.of(plain).s_matrix))
     for step in (0, 2):
-        text = ActivationStore(files.activations, "double.15.ff_context", step)
-        single = ActivationStore(files.activations, "single.1", step)
+        text = RawStore(files.activations, "double.15.ff_context", step)
+        single = RawStore(files.activations, "single.1", step)
         assert text.images(0, 6).shape == (6, 20, 128)
         assert single.images(0, 6).shape == (6, 64, 128)
         assert np.isfinite(single.images(0, 6)).all()
@@ -103,7 +103,7 @@ def test_a_site_added_later_is_collected_for_the_same_pictures(tmp_path):
     for name in ("later", "at_once"):
         config = make_config(out_dir=str(tmp_path / name), sites="double.3", **base)
         run_steps(config, "1")
-        stores.append(ActivationStore(RunDir.of(config).activations, "double.3", 1).images(0, 6))
+        stores.append(RawStore(RunDir.of(config).activations, "double.3", 1).images(0, 6))
     np.testing.assert_array_equal(*stores)
 
 

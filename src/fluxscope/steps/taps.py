@@ -19,7 +19,7 @@ from fluxscope.rundir import RunDir
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.codes import SparseCodes, encode_sparse
 from fluxscope.sae.formats import load
-from fluxscope.store import ActivationStore, CodeStore
+from fluxscope.store import CodeStore, RawStore
 
 Kept = SparseCodes | Tensor
 """What is kept of a batch: the codes of its tokens, or its activations (b, t, d)."""
@@ -36,7 +36,7 @@ class Tap:
 
     site: Site
     sae: LinearSae | None
-    stores: dict[int, CodeStore] | dict[int, ActivationStore]
+    stores: dict[int, CodeStore] | dict[int, RawStore]
     done: int
 
     def keep(self, x: Tensor, chunk: int) -> Kept:
@@ -70,11 +70,9 @@ def open_tap(config: Config, spec: ModelSpec, site: Site, sae: LinearSae | None,
     files, steps = RunDir.of(config), config.captured_step_indices
     tokens = config.n_image_tokens if site.kind.stream == "image" else config.max_sequence_length
     assert tokens is not None
-    stores: dict[int, CodeStore] | dict[int, ActivationStore]
+    stores: dict[int, CodeStore] | dict[int, RawStore]
     if sae is None:
-        stores = {
-            s: ActivationStore.create(files.activations, site.name, s, tokens, spec.width) for s in steps
-        }
+        stores = {s: RawStore.create(files.activations, site.name, s, tokens, spec.width) for s in steps}
     else:
         stores = {s: CodeStore.create(files.codes, site.name, s, tokens, sae.hidden_dim) for s in steps}
     done = min(committed, *(store.n_images for store in stores.values()))
