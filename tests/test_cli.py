@@ -100,6 +100,8 @@ def test_fresh_steps_are_skipped_and_a_changed_setting_redoes_one(finished, tmp_
     shutil.copytree(finished.out_dir, folder)
     flags = [*SMALL_FLAGS, "--out-dir", str(folder), "--steps", "1-4"]
     assert fluxscope("run", *flags).output.count("up to date") == 4
+    fluxscope("run", *flags, "--layer", "5")
+    assert fluxscope("run", *flags).output.count("up to date") == 4
     changed = fluxscope("run", *flags, "--top-k-per-image", "3").output
     assert "analyze        up to date" not in changed
     assert "clip-embed     up to date" in changed

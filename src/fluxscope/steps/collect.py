@@ -50,7 +50,8 @@ def run(context: Context) -> str:
             context.report.say(f"     going on after {collection.done} of {len(jobs)} pictures")
         spent = generate(context, jobs, collection)
     for target in collection.targets:
-        write_s_matrix(target)
+        if spent or not target.files.s_matrix.is_file():  # left alone, it doesn't make later steps stale
+            write_s_matrix(target)
         write_run_log(config, target, jobs, completed=len(jobs), seconds=spent)
     layers = " and ".join(str(target.layer) for target in collection.targets)
     further = f", {len(collection.further)} further sites" if collection.further else ""
