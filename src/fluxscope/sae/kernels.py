@@ -212,11 +212,9 @@ def aux_step(
     scale = 2 * coefficient / residual.numel() / variance
     # Latents that have died are rarely above zero: then their entries alone are cheaper than products.
     sparse = not code.is_cuda and int(code.count_nonzero()) < SPARSE_BELOW * code.numel()
-    error, d_decoder, d_encoder, d_bias = (_aux_sparse if sparse else _aux_dense)(
-        code, decoder, centred, residual, scale
+    error, d_bias = (_aux_sparse if sparse else _aux_dense)(
+        code, decoder, centred, residual, scale, dead, grads
     )
-    grads.decoder.index_add_(0, dead, d_decoder)
-    grads.encoder.index_add_(0, dead, d_encoder)
     grads.bias.index_add_(0, dead, d_bias)
     grads.pre_bias.addmv_(weights.encoder[dead].T, d_bias, alpha=-1)
     return coefficient * error.square().mean() / variance
@@ -229,22 +227,34 @@ def _keep_largest(code: Float[Tensor, "b m"], k: int) -> None:
         code.masked_fill_(code < floor, 0)
 
 
-_AuxGradients = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
 def _aux_dense(
-    code: Tensor, decoder: Tensor, centred: Tensor, residual: Tensor, scale: Tensor
-) -> _AuxGradients:
-    """(error, gradients of the dead latents' decoder rows, encoder rows and biases), by products."""
+    code: Tensor,
+    decoder: Tensor,
+    centred: Tensor,
+    residual: Tensor,
+    scale: Tensor,
+    dead: Tensor,
+    grads: Weights,
+) -> tuple[Tensor, Tensor]:
+    """(error, gradient of the dead latents' biases); adds to the matrices' gradients, by products."""
     error = torch.addmm(residual, code, decoder, beta=-1)
     upstream = error * scale
-    d_code = (upstream @ decoder.T).mul_(code > 0)
-    return error, code.T @ upstream, d_code.T @ centred, d_code.sum(0)
+    grads.decoder.index_add_(0, dead, code.T @ upstream)
+    active = code > 0
+    d_code = torch.mm(upstream, decoder.T, out=code).mul_(active)
+    grads.encoder.index_add_(0, dead, d_code.T @ centred)
+    return error, d_code.sum(0)
 
 
 def _aux_sparse(
-    code: Tensor, decoder: Tensor, centred: Tensor, residual: Tensor, scale: Tensor
-) -> _AuxGradients:
+    code: Tensor,
+    decoder: Tensor,
+    centred: Tensor,
+    residual: Tensor,
+    scale: Tensor,
+    dead: Tensor,
+    grads: Weights,
+) -> tuple[Tensor, Tensor]:
     """The same from the entries above zero."""
     row, column = code.nonzero(as_tuple=True)
     value = code[row, column]
@@ -253,11 +263,12 @@ def _aux_sparse(
     error = weighted_rows(decoder, column, value, offsets) - residual
     upstream = error * scale
     d_value = gather_dot(upstream, decoder, column, offsets)
-    by_latent = ByFeature.sort(column, len(decoder))
-    d_decoder, d_encoder = torch.empty_like(decoder), torch.empty_like(decoder)
-    by_latent.product(value, row, upstream, d_decoder)
-    by_latent.product(d_value, row, centred, d_encoder)
-    return error, d_decoder, d_encoder, value.new_zeros(len(decoder)).index_add_(0, column, d_value)
+    by_latent, gradient = ByFeature.sort(column, len(decoder)), torch.empty_like(decoder)
+    by_latent.product(value, row, upstream, gradient)
+    grads.decoder.index_add_(0, dead, gradient)
+    by_latent.product(d_value, row, centred, gradient)
+    grads.encoder.index_add_(0, dead, gradient)
+    return error, value.new_zeros(len(decoder)).index_add_(0, column, d_value)
 
 
 def aux_step_reference(

@@ -27,7 +27,7 @@ from fluxscope.sae import (
 )
 from fluxscope.sae.data import InMemory, Normalisation, Source
 from fluxscope.sae.kernels import Weights, aux_step, sparse_step
-from fluxscope.sae.precision import encode_topk, fastest_exact
+from fluxscope.sae.precision import ROW_BLOCK, encode_topk, fastest_exact
 from fluxscope.sae.select import Entries, Scratch, largest_overall
 from fluxscope.sae.train_config import TrainConfig, build
 
@@ -104,7 +104,10 @@ class Trainer:
         sae = build(len(normalisation.mean), config)
         sae.reset_parameters(self.generator)
         self.sae = sae.to(device)
-        self.optimiser = torch.optim.Adam(self.sae.parameters(), betas=(0.9, 0.999), fused=True)
+        # The optimiser sees the decoder as (f, d), as it lies in memory: Adam copies what is strided.
+        self._decoder_rows = torch.nn.Parameter(self.sae.decoder.weight.detach().T)
+        others = [p for p in self.sae.parameters() if p is not self.sae.decoder.weight]
+        self.optimiser = torch.optim.Adam([*others, self._decoder_rows], betas=(0.9, 0.999), fused=True)
         self.silent_tokens = torch.zeros(sae.hidden_dim, dtype=torch.int64, device=device)
         self.steps_done = 0
         self.residual: Tensor | None = None  # of the last batch, normalised: x - reconstruction
@@ -124,6 +127,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.sae.parameters(), config.clip_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate(step)
+        self._decoder_rows.grad = Weights.gradients_of(self.sae).decoder
         self.optimiser.step()
         self._constrain()
         self.silent_tokens.add_(len(x)).masked_fill_(fired > 0, 0)
@@ -166,7 +170,7 @@ class Trainer:
     def _gradients(self, x: Tensor, dead: Bool[Tensor, " f"]) -> tuple[Tensor, Tensor, Tensor]:
         """Fill the gradients; (loss, x - reconstruction, how often each latent fired)."""
         if isinstance(self.sae, SparseAutoencoder | JumpReLUSparseAutoencoder):
-            self.optimiser.zero_grad()
+            self.sae.zero_grad()
             with torch.enable_grad():
                 loss, reconstruction, code = self.sae.training_loss(x, self.config.sparsity(self.steps_done))
                 loss.backward()
@@ -224,13 +228,9 @@ class Trainer:
         self.sae.encoder.weight[ids] = 0.2 * living * directions
         self.sae.encoder.bias[ids] = 0
         self.silent_tokens[ids] = 0
-        for parameter, by_latent in (
-            (self.sae.encoder.weight, lambda moment: moment),
-            (self.sae.encoder.bias, lambda moment: moment),
-            (self.sae.decoder.weight, lambda moment: moment.T),
-        ):
+        for parameter in (self.sae.encoder.weight, self.sae.encoder.bias, self._decoder_rows):
             for name in ("exp_avg", "exp_avg_sq"):
-                by_latent(self.optimiser.state[parameter][name])[ids] = 0
+                self.optimiser.state[parameter][name][ids] = 0
 
     def _log(self, loss: Tensor, x: Tensor, residual: Tensor, fired: Tensor, dead: Tensor) -> Log:
         variance = (x - x.mean(0)).square().sum()
@@ -246,5 +246,8 @@ class Trainer:
 
 def _remove_parallel_gradient(sae: LinearSae) -> None:
     """Keep only the gradient that turns a decoder direction: its length is fixed anyway."""
-    directions, gradient = Weights.of(sae).decoder, Weights.gradients_of(sae).decoder
-    gradient.addcmul_(torch.linalg.vecdot(gradient, directions)[:, None], directions, value=-1)
+    directions, gradients = Weights.of(sae).decoder, Weights.gradients_of(sae).decoder
+    # By blocks: vecdot makes a product as large as its arguments.
+    for direction, gradient in zip(directions.split(ROW_BLOCK), gradients.split(ROW_BLOCK), strict=True):
+        along = torch.linalg.vecdot(gradient, direction)
+        gradient.addcmul_(along[:, None], direction, value=-1)
