@@ -26,6 +26,10 @@ TrainPictures = Annotated[int, typer.Option("--pictures", help="Pictures to take
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the weights and the order of the data.")]
 Activations = Annotated[Path, typer.Option("--activations-dir", help="Where the activations are kept.")]
 Saes = Annotated[Path, typer.Option("--saes-dir", help="Where the folders of the SAEs appear.")]
+Spliced = Annotated[
+    int,
+    typer.Option("--spliced-pictures", help="Held-out pictures to run with the reconstruction spliced in."),
+]
 Stamp = Annotated[str, typer.Option("--stamp", help="End of the folders' names; the same one goes on.")]
 
 SETTINGS = (
@@ -49,6 +53,7 @@ def train_saes(
     activations_dir: Activations = Path("sae_activations"),
     saes_dir: Saes = Path(),
     stamp: Stamp = "1",
+    spliced_pictures: Spliced = 16,
     quiet: Quiet = False,
 ) -> None:
     """Train SAEs on the model's activations at the target step (and at --capture-steps)."""

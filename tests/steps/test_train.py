@@ -10,6 +10,7 @@ import torch
 
 from fluxscope.config import make_config
 from fluxscope.errors import ConfigError, FluxscopeError
+from fluxscope.files import read_json
 from fluxscope.progress import Reporter
 from fluxscope.sae.formats import load
 from fluxscope.sae.shards import ActivationStore
@@ -56,6 +57,13 @@ def test_the_saes_read_what_the_model_writes(trained):
         assert (code > 0).sum(-1).max() <= k
         error = (x - reconstruction).square().sum() / (x - x.mean((0, 1))).square().sum()
         assert error < 0.9
+
+
+def test_the_scores_tell_what_the_model_does_with_the_reconstruction(trained):
+    for record in read_json(trained / "scores_double.15.ff_t2_1.json"):
+        assert record["spliced"]["n_images"] == 4
+        assert record["spliced"]["velocity_vs_zero"] <= 1
+        assert (trained / record["folder"] / "sae_best.pt").is_file()
 
 
 def test_killed_and_run_again_it_ends_with_the_same_weights(trained, tmp_path):

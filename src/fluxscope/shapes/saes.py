@@ -19,11 +19,14 @@ import torch
 from fluxscope.config import Config
 from fluxscope.embedded import FLUX_SHAPES, WEIGHTS
 from fluxscope.files import write_json
+from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.harvest import Stores, Wanted, harvest
 from fluxscope.models.sample import PictureSpec
 from fluxscope.models.sites import parse_site
+from fluxscope.models.splice import SplicedScores, spliced_scores
 from fluxscope.progress import Reporter
 from fluxscope.sae.data import ByImage
+from fluxscope.sae.formats import load
 from fluxscope.sae.metrics import Scores
 from fluxscope.sae.run import Job, run
 from fluxscope.sae.train import TrainConfig
@@ -92,6 +95,25 @@ def make(bundled: Bundled, steps: int, stores: Stores, work: Path) -> tuple[Path
     return job.folder / "sae_best.pt", scores
 
 
+def spliced(checkpoint: Path, layer: int, pictures: int = 32) -> SplicedScores:
+    """How much of flux-shapes' behaviour an SAE leaves, on pictures of captions kept for testing."""
+    config, rng, device = Config(), np.random.default_rng(1), torch.device("cpu")
+    assert config.max_sequence_length is not None
+    assert config.height is not None and config.width is not None
+    prompts = [caption(sample_scene(rng, split="test")) for _ in range(pictures)]
+    embedded, _ = encode_prompts(FLUX_SHAPES, prompts, config.max_sequence_length, device, torch.float32)
+    return spliced_scores(
+        load_denoiser(FLUX_SHAPES, device, torch.float32),
+        [embedded[prompt] for prompt in prompts],
+        list(range(pictures)),
+        PictureSpec(config.height, config.width, config.num_inference_steps, config.guidance_scale),
+        parse_site(config.site_of(layer)),
+        config.target_step_index,
+        load(checkpoint)[0],
+        BATCH,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -110,7 +132,7 @@ def main() -> None:
         target = arguments.out / bundled.folder / "sae_best.pt"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(checkpoint, target)
-        results[bundled.folder] = asdict(scores)
+        results[bundled.folder] = asdict(scores) | {"spliced": asdict(spliced(target, bundled.layer))}
         print(f"{target}: explained variance {scores.explained_variance:.3f} at L0 {scores.l0:.1f}")
     write_json(arguments.out / "saes.json", results)
 
