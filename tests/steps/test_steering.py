@@ -12,11 +12,13 @@ from fluxscope.config import make_config
 from fluxscope.errors import ConfigError, MissingInputError
 from fluxscope.files import load_npy, read_json, write_json
 from fluxscope.measures.clip import open_picture
+from fluxscope.progress import Reporter
 from fluxscope.records import load_manifest
 from fluxscope.rundir import RunDir, shown
 from fluxscope.steps import find_demos, steer
 from fluxscope.steps.find_demos import pick_candidates, score, worth
 from fluxscope.steps.ledger import Ledger
+from fluxscope.steps.pipeline import parse_steps, run_pipeline
 from tests.conftest import run_steps
 
 SMALL = {
@@ -192,13 +194,15 @@ def test_a_feature_that_was_never_active_is_passed_over_or_warned_of(copy, capsy
     selection = read_json(files.selected_features)
     record = {**selection["features"][0], "feature_id": dead}
     write_json(files.selected_features, {**selection, "features": [record]})
+    by_activation = make_config(**{**SMALL, "out_dir": copy.out_dir, "strength_unit": "activation"})
     with pytest.raises(MissingInputError, match="no feature could be steered"):
-        run_steps(copy, "7")
+        run_steps(by_activation, "7")
     with pytest.raises(MissingInputError, match="no feature has a candidate"):
         run_steps(copy, "10")
-    absolute = make_config(**{**SMALL, "out_dir": copy.out_dir, "strength_unit": "absolute"})
-    run_steps(absolute, "7")
-    assert len(read_json(files.steering_summary)["experiments"]) == 1
+    run_pipeline(copy, Reporter(), parse_steps("7"))
+    assert f"feature {dead} was never active in this run" in capsys.readouterr().out
+    (experiment,) = read_json(files.steering_summary)["experiments"]
+    assert (experiment["strength_unit"], experiment["unit"]) == ("absolute", 1.0)
 
 
 def test_an_empty_selection_is_an_error(copy):

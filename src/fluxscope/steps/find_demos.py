@@ -151,8 +151,8 @@ def find_demos(bench: Bench, feature: int, candidates: dict[str, Any], strangers
     tried = {final[0]["image_id"]: final[0] for final in finals}
     return {
         "distance_of_strangers": strangers,
-        "strength_unit": bench.unit_name,
-        "unit": bench.units[feature],
+        "strength_unit": bench.unit(feature)[0],
+        "unit": bench.unit(feature)[1],
         "candidates": candidates,
         "screened_at": middle,
         "best_demos": [record for record, _, _ in best],

@@ -103,8 +103,8 @@ def experiment(bench: Bench, feature: int, image_id: int, strangers: float) -> d
         "seed": row["seed"],
         "grid_path": files.relative(files.steered(feature, image_id, "steering_grid")),
         "strength_grid_path": files.relative(files.steered(feature, image_id, "strength_grid")),
-        "strength_unit": bench.unit_name,
-        "unit": bench.units[feature],
+        "strength_unit": bench.unit(feature)[0],
+        "unit": bench.unit(feature)[1],
         "distance_of_strangers": strangers,
         "scaled": scaled,
         "added": added,
@@ -237,9 +237,10 @@ def draw_strengths(
 
 
 def unit_in_words(bench: Bench, feature: int) -> str:
-    if bench.unit_name == "absolute":
+    name, amount = bench.unit(feature)
+    if name == "absolute":
         return "strengths along the unit decoder direction"
-    return f"strength 1 is {bench.units[feature]:.3g}, the feature's 99th-percentile activation"
+    return f"strength 1 is {amount:.3g}, the feature's 99th-percentile activation"
 
 
 def foot(bench: Bench, kind: str) -> str:

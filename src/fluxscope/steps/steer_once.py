@@ -28,10 +28,10 @@ from fluxscope.steps.steering import (
     heat_over,
     load_distance,
     load_steerer,
-    resolved_unit,
     scope_of,
     signed,
     strength_units,
+    unit_of,
     when_and_where,
 )
 from fluxscope.store import CodeStore
@@ -120,17 +120,17 @@ def units_of(config: Config, files: RunDir, request: Request, report: Reporter) 
         if config.strength_unit == "activation" and request.kind == "add":
             raise
         return {}
-    units = strength_units(config, store, request.features)
-    dead = [feature for feature, unit in units.items() if not unit]
-    by_activation = request.kind == "add" and resolved_unit(config, has_codes=True) == "activation"
-    if dead and by_activation:
-        raise ConfigError(
-            f"feature {dead[0]} was never active in {files.root}: its activation cannot be the unit",
-            "Give --strength-unit absolute, or choose another feature.",
-        )
-    for feature in dead:
-        report.say(f"warning: feature {feature} was never active in {files.root}")
-    return units if by_activation else {}
+    activations = strength_units(config, store, request.features)
+    for feature, activation in activations.items():
+        if not activation:
+            report.say(f"warning: feature {feature} was never active in {files.root}")
+    if request.kind != "add":
+        return {}
+    units = {feature: unit_of(config, activations, feature) for feature in activations}
+    for feature, (name, amount) in units.items():
+        if name == "activation":
+            report.say(f"feature {feature}: a strength of 1 is {amount:.3g}, its 99th-percentile activation")
+    return {feature: amount for feature, (_, amount) in units.items()}
 
 
 def listening(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,21 +138,17 @@ class Bench:
         """Raise for a feature that cannot be steered, and warn of one that was never active."""
         check_feature(self.steerer.sae, feature)
         if not self.units.get(feature):
-            if self.unit_name == "activation":
-                raise ConfigError(
-                    f"feature {feature} was never active in this run: its activation cannot be the unit",
-                    "Give --strength-unit absolute, or choose another feature.",
-                )
             self.context.report.say(f"     warning: feature {feature} was never active in this run")
+        unit_of(self.context.config, self.units, feature)
 
-    @property
-    def unit_name(self) -> str:
-        return resolved_unit(self.context.config, has_codes=True)
+    def unit(self, feature: int) -> tuple[str, float]:
+        """The name of the feature's unit of strength, and how much 1 is."""
+        return unit_of(self.context.config, self.units, feature)
 
     def change(self, strength: float, feature: int, direction: torch.Tensor | None = None) -> Change:
-        """Adding a strength, in the unit of the settings, along a feature or a direction beside it."""
-        unit = self.units[feature] if self.unit_name == "activation" else 1.0
-        return Change("add", strength * unit, None if direction is not None else feature, direction)
+        """Adding a strength, in the feature's unit, along the feature or a direction beside it."""
+        amount = strength * self.unit(feature)[1]
+        return Change("add", amount, None if direction is not None else feature, direction)
 
     def token_map(self, feature: int, image_id: int) -> np.ndarray:
         """The feature's code at every token of a picture, at the target step."""
@@ -214,11 +210,24 @@ def heat_over(config: Config, picture: np.ndarray, token_map: np.ndarray) -> np.
     return outline_heatmap(overlay_heatmap(picture, heat, config.alpha_scale), heat)
 
 
-def resolved_unit(config: Config, has_codes: bool) -> str:
-    """`activation` or `absolute`: with auto, the former where a run's codes tell the feature's activation."""
-    if config.strength_unit == "auto":
-        return "activation" if has_codes else "absolute"
-    return config.strength_unit
+def unit_of(config: Config, activations: Mapping[int, float], feature: int) -> tuple[str, float]:
+    """The unit of a feature's strengths, `activation` or `absolute`, and how much a strength of 1 is.
+
+    Args:
+        activations: the features' 99th-percentile activations, 0 or missing where none is known.
+
+    Raises:
+        ConfigError: the settings want the activation, and none is known.
+    """
+    activation = activations.get(feature, 0.0)
+    if activation and config.strength_unit != "absolute":
+        return "activation", activation
+    if config.strength_unit == "activation":
+        raise ConfigError(
+            f"feature {feature} was never active in {config.out_dir}: its activation cannot be the unit",
+            "Give --strength-unit absolute, or choose another feature.",
+        )
+    return "absolute", 1.0
 
 
 def strength_units(config: Config, store: CodeStore, features: Sequence[int]) -> dict[int, float]:
