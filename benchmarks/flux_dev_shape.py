@@ -31,7 +31,7 @@ STEPS = 2
 
 
 def build(blocks: int, device: torch.device) -> FluxPipeline:
-    """A pipeline of FLUX.1-dev's width with random bfloat16 weights: a million numbers drawn, and repeated."""
+    """A pipeline of FLUX.1-dev's width; its random bfloat16 weights are a million numbers, repeated."""
     config = {
         "num_layers": blocks,
         "num_single_layers": 0,
