@@ -143,9 +143,7 @@ class Recipe:
         vae = fold_normalisation(copy.deepcopy(self.autoencoder), self.latents.mean, self.latents.std)
         return Preview(self.work, self.settings, self._encoders, vae)
 
-    def _look(
-        self, name: str, guidance: float, classifier_free: bool
-    ) -> Callable[[dict[str, Tensor]], None]:
+    def _look(self, name: str, guidance: float, classifier_free: bool) -> Callable[[dict[str, Tensor]], None]:
         def look(weights: dict[str, Tensor]) -> None:
             self._preview.look(name, weights, guidance, classifier_free)
 

@@ -81,13 +81,13 @@ class TransformerSettings:
     muon_learning_rate: float = 0.02
     adam_learning_rate: float = 1e-3
     grown_scale: float = 0.6  # learning rates of the later stages, relative to the shallow one
-    decay_share: float = 0.35  # the last share of the steps, over which the rate falls to zero
+    decay_share: float = 0.5  # the last share of the steps, over which the rate falls to zero
     warmup_steps: int = 100
     ema: float = 0.998
     caption_drop: float = 0.1
     guidance_range: tuple[float, float] = (1.0, 5.0)
     guided_samples: int = 40  # of a batch in the grown stage; the others are at guidance 1
-    preview_every: int = 400
+    preview_every: int = 200
 
 
 @dataclass(frozen=True)
