@@ -97,6 +97,8 @@ def candidates(pre: Float[Tensor, "b f"], count: int) -> Int64[Tensor, "b count"
         return pre.topk(count, dim=1, sorted=False).indices
     rows, width = pre.shape
     stride = width // GROUP
+    if width % GROUP or stride < 2 * count:
+        return _largest_keys(_keys(pre), count)
     grouped = pre.view(rows, GROUP, stride)
     group = _largest_keys(_keys(grouped.amax(1)), count)  # (b, count)
     members = grouped.gather(2, group[:, None].expand(rows, GROUP, count)).view(rows, GROUP * count)
@@ -105,9 +107,9 @@ def candidates(pre: Float[Tensor, "b f"], count: int) -> Int64[Tensor, "b count"
 
 
 def _by_keys(pre: Tensor, count: int) -> bool:
-    """Whether keys are worth it: on CPUs, with two groups or more for each entry that is wanted."""
-    narrow = pre.dtype in (torch.float32, torch.bfloat16) and GROUP * count <= _POSITION
-    return narrow and not pre.is_cuda and pre.shape[1] % GROUP == 0 and pre.shape[1] // GROUP >= 2 * count
+    """Whether keys are worth it: on CPUs, where each place fits into one and rows get much shorter."""
+    narrow = pre.dtype in (torch.float32, torch.bfloat16) and max(pre.shape[1], GROUP * count) <= _POSITION
+    return narrow and not pre.is_cuda and 2 * count <= min(pre.shape[1], _NETWORK)
 
 
 def _bits(value: Float[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:
