@@ -88,7 +88,7 @@ def test_a_batch_of_eight_and_single_pictures_agree(tmp_path):
         files = RunDir.of(config)
         results.append((load_npy(files.s_matrix), load_npy(files.alive_features)))
     (s8, alive8), (s1, alive1) = results
-    np.testing.assert_allclose(s8, s1, atol=1e-4)
+    np.testing.assert_allclose(s8, s1, rtol=1e-4, atol=1e-4)  # S reaches 30 here: its noise grows with it
     np.testing.assert_array_equal(alive8, alive1)
 
 
@@ -215,7 +215,14 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, uninterrupted):
     folder = tmp_path / "run"
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
     command = [sys.executable, "-m", "fluxscope", "collect", f"--out-dir={folder}", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ,
+        # Tests may themselves run in the background, where shells let their children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for(process, folder, rows=3)
     process.send_signal(signal.SIGINT)
     _, complaint = process.communicate()

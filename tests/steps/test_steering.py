@@ -1,5 +1,6 @@
 """Steps 7, 10 and 11 on a real small run, one picture, the self-check, and everything that can be wrong."""
 
+import dataclasses
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from fluxscope.measures.clip import open_picture
 from fluxscope.progress import Reporter
 from fluxscope.records import load_manifest
 from fluxscope.rundir import RunDir, shown
+from fluxscope.sae.formats import load, save
 from fluxscope.steps import find_demos, steer
 from fluxscope.steps.find_demos import pick_candidates, score, worth
 from fluxscope.steps.ledger import Ledger
@@ -38,6 +40,7 @@ SMALL = {
     "demo_kept": 1,
     "demo_strengths": (5, 20),
 }
+DEAD = 11
 STEER_FLAGS = [
     *("--num-inference-steps", "6", "--target-step-number", "4", "--seed", "3"),
     *("--prompt", "a large red circle on a white background"),
@@ -46,8 +49,12 @@ STEER_FLAGS = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run with steps 1-4, 7, 10 and 11."""
-    config = make_config(out_dir=str(tmp_path_factory.mktemp("steering") / "run"), **SMALL)
+    """A run with steps 1-4, 7, 10 and 11, by an SAE whose feature DEAD is never active."""
+    folder = tmp_path_factory.mktemp("steering")
+    sae, info = load(make_config().sae_ckpt_path)
+    sae.encoder.bias[DEAD] = -1e9
+    path = save(folder / "sae_best.pt", sae, info.config)
+    config = make_config(out_dir=str(folder / "run"), layer15_sae_path=str(path), **SMALL)
     run_steps(config, "1-4,7,10,11")
     return config
 
@@ -56,7 +63,7 @@ def made(tmp_path_factory):
 def copy(made, tmp_path):
     """The same in a folder of its own, to write in."""
     shutil.copytree(made.out_dir, tmp_path / "run")
-    return make_config(out_dir=str(tmp_path / "run"), **SMALL)
+    return dataclasses.replace(made, out_dir=str(tmp_path / "run"))
 
 
 def chosen(config):
@@ -168,7 +175,7 @@ def test_a_stopped_step_goes_on_after_the_features_it_finished(copy, monkeypatch
 
 
 def test_other_settings_are_not_mixed_with_finished_features(copy):
-    other = make_config(**{**SMALL, "steer_steps": "1-2", "out_dir": copy.out_dir})
+    other = dataclasses.replace(copy, steer_steps="1-2")
     run_steps(other, "7")
     summary = read_json(RunDir.of(other).steering_summary)
     assert summary["made_with"]["steer_steps"] == "1-2"
@@ -190,17 +197,17 @@ def test_one_bad_feature_does_not_stop_the_others(copy):
 
 def test_a_feature_that_was_never_active_is_passed_over_or_warned_of(copy, capsys):
     files = RunDir.of(copy)
-    dead = int(np.flatnonzero(load_npy(files.s_matrix).max(0) == 0)[0])
+    assert load_npy(files.s_matrix)[:, DEAD].max() == 0
     selection = read_json(files.selected_features)
-    record = {**selection["features"][0], "feature_id": dead}
+    record = {**selection["features"][0], "feature_id": DEAD}
     write_json(files.selected_features, {**selection, "features": [record]})
-    by_activation = make_config(**{**SMALL, "out_dir": copy.out_dir, "strength_unit": "activation"})
+    by_activation = dataclasses.replace(copy, strength_unit="activation")
     with pytest.raises(MissingInputError, match="no feature could be steered"):
         run_steps(by_activation, "7")
     with pytest.raises(MissingInputError, match="no feature has a candidate"):
         run_steps(copy, "10")
     run_pipeline(copy, Reporter(), parse_steps("7"))
-    assert f"feature {dead} was never active in this run" in capsys.readouterr().out
+    assert f"feature {DEAD} was never active in this run" in capsys.readouterr().out
     (experiment,) = read_json(files.steering_summary)["experiments"]
     assert (experiment["strength_unit"], experiment["unit"]) == ("absolute", 1.0)
 
@@ -222,7 +229,7 @@ def test_an_empty_selection_is_an_error(copy):
 )
 def test_bad_settings_are_clear_errors(made, setting, message):
     with pytest.raises(ConfigError, match=message):
-        run_steps(make_config(**{**SMALL, "out_dir": made.out_dir, **setting}), "7")
+        run_steps(dataclasses.replace(made, **setting), "7")
 
 
 def test_candidates_lie_between_the_percentiles_and_are_sampled_with_a_seed():
