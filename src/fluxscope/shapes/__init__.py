@@ -1,9 +1,9 @@
 """flux-shapes: a small real FLUX that ships with fluxscope, and the world whose pictures it draws."""
 
-from pathlib import Path
+from fluxscope import embedded
 
-WEIGHTS = Path(__file__).parent / "weights"
-FLUX_SHAPES = WEIGHTS / "flux-shapes"
+WEIGHTS = embedded.WEIGHTS
+FLUX_SHAPES = embedded.SHIPPED[embedded.FLUX_SHAPES]
 """A diffusers FluxPipeline folder."""
-CLIP_SHAPES = WEIGHTS / "clip-shapes"
+CLIP_SHAPES = embedded.SHIPPED[embedded.CLIP_SHAPES]
 """A transformers CLIPModel folder with its processor."""
