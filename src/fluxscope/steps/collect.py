@@ -19,7 +19,7 @@ from fluxscope.files import append_jsonl, save_image
 from fluxscope.models.capture import Capture, StepClock
 from fluxscope.models.flux import PromptEmbedding, encode_prompts, load_denoiser
 from fluxscope.models.placement import pick_device, pick_dtype
-from fluxscope.models.sample import PictureSpec, decode, denoise
+from fluxscope.models.sample import decode, denoise
 from fluxscope.models.sites import Site
 from fluxscope.steps.collection import (
     Collection,
@@ -29,7 +29,7 @@ from fluxscope.steps.collection import (
     write_run_log,
     write_s_matrix,
 )
-from fluxscope.steps.jobs import Job, plan_jobs
+from fluxscope.steps.jobs import Job, picture_spec, plan_jobs
 from fluxscope.steps.step import Context
 from fluxscope.steps.taps import Kept, Tap
 
@@ -95,11 +95,8 @@ class PictureMaker:
 
     def __post_init__(self) -> None:
         config = self.context.config
-        assert config.height is not None and config.width is not None
         self.pipe = load_denoiser(config.model_id, self.device, self.dtype)
-        self.spec = PictureSpec(
-            config.height, config.width, config.num_inference_steps, config.guidance_scale
-        )
+        self.spec = picture_spec(config)
 
     def make(self, batch: list[Job], embeddings: list[PromptEmbedding]) -> tuple[Tensor, Heard]:
         """Pictures (b, h, w, 3), and what the taps keep."""

@@ -20,7 +20,6 @@ from fluxscope.files import read_json, save_image, write_json
 from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.listen import listen
 from fluxscope.models.placement import pick_device, pick_dtype
-from fluxscope.models.sample import PictureSpec
 from fluxscope.models.sites import parse_site
 from fluxscope.models.spec import read_spec
 from fluxscope.records import load_manifest
@@ -28,6 +27,7 @@ from fluxscope.sae.base import LinearSae
 from fluxscope.sae.codes import encode_sparse
 from fluxscope.sae.metrics import Evaluation
 from fluxscope.steps.collection import load_sae_for
+from fluxscope.steps.jobs import picture_spec
 from fluxscope.steps.step import Context
 
 
@@ -70,7 +70,7 @@ def gather(
 ) -> dict[int, StepRecord]:
     """Denoise the pictures and score the site's activations at each step."""
     config, files = context.config, context.files
-    assert config.height is not None and config.width is not None and config.max_sequence_length is not None
+    assert config.max_sequence_length is not None
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     sae, _ = load_sae_for(
@@ -80,7 +80,7 @@ def gather(
     prompts = [record["prompt"] for record in records]
     embeddings, _ = encode_prompts(config.model_id, prompts, config.max_sequence_length, device, dtype)
     pipe = load_denoiser(config.model_id, device, dtype)
-    spec = PictureSpec(config.height, config.width, config.num_inference_steps, config.guidance_scale)
+    spec = picture_spec(config)
     site, size = parse_site(config.site_of(files.layer)), config.batch_size or 1
     rows, seeds = [embeddings[prompt] for prompt in prompts], [record["seed"] for record in records]
     with context.report.progress("pictures", len(records), "images") as advance:

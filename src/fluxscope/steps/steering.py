@@ -18,12 +18,12 @@ from fluxscope.measures.distance import Distance, clip_distance, find_alex_dista
 from fluxscope.models.edits import Change, Scope, check_feature, parse_steps, schedule
 from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.placement import pick_device, pick_dtype
-from fluxscope.models.sample import PictureSpec
 from fluxscope.models.sites import parse_site
 from fluxscope.models.spec import read_spec
 from fluxscope.models.steering import Steerer
 from fluxscope.records import load_manifest
 from fluxscope.steps.collection import load_sae_for
+from fluxscope.steps.jobs import picture_spec
 from fluxscope.steps.step import Context
 from fluxscope.store import CodeStore
 
@@ -42,7 +42,7 @@ def load_steerer(
     Raises:
         ConfigError: the SAE lacks one of the features; found before the model is loaded.
     """
-    assert config.height and config.width and config.max_sequence_length
+    assert config.max_sequence_length
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     sae_device = pick_device(config.sae_device, fallback=str(device))
@@ -51,7 +51,7 @@ def load_steerer(
         check_feature(sae, feature)
     embeddings, warnings = encode_prompts(config.model_id, prompts, config.max_sequence_length, device, dtype)
     pipe = load_denoiser(config.model_id, device, dtype)
-    spec = PictureSpec(config.height, config.width, config.num_inference_steps, config.guidance_scale)
+    spec = picture_spec(config)
     steerer = Steerer(pipe, sae, spec, embeddings, max(config.batch_size or 1, 2), config.exact)
     return steerer, warnings
 

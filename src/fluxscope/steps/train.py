@@ -18,7 +18,6 @@ from fluxscope.files import write_json
 from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.harvest import Wanted, harvest
 from fluxscope.models.placement import pick_device, pick_dtype
-from fluxscope.models.sample import PictureSpec
 from fluxscope.models.sites import Site, parse_site
 from fluxscope.models.splice import SplicedScores, spliced_scores
 from fluxscope.progress import Reporter
@@ -29,6 +28,7 @@ from fluxscope.sae.metrics import Scores
 from fluxscope.sae.run import Job, folder_name, run
 from fluxscope.sae.shards import ActivationStore
 from fluxscope.sae.train import Log, TrainConfig
+from fluxscope.steps.jobs import picture_spec
 
 HELD_OUT_SHARE = 0.1
 SEEDS_FROM = 1_000_000
@@ -79,13 +79,12 @@ def train(config: Config, training: Training, report: Reporter, prompts: Sequenc
             f"{training.pictures} pictures are too few to train on", "Give --pictures 20 or more."
         )
     assert config.prompts_path is not None and config.max_sequence_length is not None
-    assert config.height is not None and config.width is not None
     texts = list(prompts) if prompts else read_prompts(config.prompts_path)
     device = pick_device(config.device)
     sites = [parse_site(config.site_of(layer)) for layer in training.layers]
     wanted = Wanted(
         config.model_id,
-        PictureSpec(config.height, config.width, config.num_inference_steps, config.guidance_scale),
+        picture_spec(config),
         config.max_sequence_length,
         sites,
         config.captured_step_indices,
