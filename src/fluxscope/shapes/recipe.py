@@ -5,6 +5,7 @@ it is done:
 
     text         T5 on parsing captions, then frozen
     clip         CLIPModel on pictures and captions; its text half is frozen, too
+    clip_vision  its vision half and projections, further
     autoencoder  AutoencoderKL, encoder and decoder
     latents      pictures and captions encoded once
     shallow      the transformer with 6 double blocks and 1 single
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from fluxscope.shapes.training.preview import Preview
     from fluxscope.shapes.training.transformer import Batches, TextEncoders
 
-STAGES = ("text", "clip", "autoencoder", "latents", "shallow", "grown", "decoder", "export")
+STAGES = ("text", "clip", "clip_vision", "autoencoder", "latents", "shallow", "grown", "decoder", "export")
 
 
 class Recipe:
@@ -77,6 +78,13 @@ class Recipe:
         from fluxscope.shapes.training.clip import train_clip
 
         return train_clip(self.work, self.settings, self._caps.get("clip"))
+
+    @cached_property
+    def clip_vision(self) -> CLIPModel:
+        from fluxscope.shapes.training.clip import train_clip_vision
+
+        clip = copy.deepcopy(self.clip)
+        return train_clip_vision(self.work, self.settings, clip, self._caps.get("clip_vision"))
 
     @cached_property
     def autoencoder(self) -> AutoencoderKL:
@@ -122,8 +130,8 @@ class Recipe:
         transformer.load_state_dict(self.grown)
         vae = fold_normalisation(copy.deepcopy(self.decoder), self.latents.mean, self.latents.std)
         length = self.settings.sequence_length
-        export_flux(self.out / "flux-shapes", transformer, vae, self.text, self.clip, length)
-        export_clip(self.out / "clip-shapes", self.clip, length)
+        export_flux(self.out / "flux-shapes", transformer, vae, self.text, self.clip_vision, length)
+        export_clip(self.out / "clip-shapes", self.clip_vision, length)
 
     @cached_property
     def _encoders(self) -> TextEncoders:

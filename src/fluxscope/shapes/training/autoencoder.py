@@ -7,6 +7,7 @@ loss is L1 + MSE + L1 of the differences between neighbouring pixels, which is w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -70,55 +71,15 @@ def train_autoencoder(work: Path, settings: RecipeSettings, minutes: float | Non
     own = settings.autoencoder
     torch.manual_seed(settings.seed)
     vae = build_autoencoder(own)
-    optimizer = _optimizer(vae, own, 1.0)
     stage = Stage(work, "autoencoder", own.crop_steps + own.full_steps, minutes, settings.seed + 1)
-    if stage.state:
-        vae.load_state_dict(stage.state["model"])
-        optimizer.load_state_dict(stage.state["optimizer"])
-    if stage.done:
-        return vae.eval()
-    number = own.crop_steps / stage.total
-    for rng in stage.steps():
-        optimizer.set_rate(stage.rate(warmup=100, decay=0.8))
-        whole = stage.fraction >= number
+
+    def draw(rng: np.random.Generator) -> UInt8[np.ndarray, "b h w 3"]:
+        whole = stage.fraction >= own.crop_steps / stage.total
         batch = own.full_batch if whole else own.crop_batch
-        examples = [data.example(settings.seed + 1, int(i)) for i in rng.integers(0, 2**40, batch)]
-        images = data.pictures(examples) if whole else crops(examples, own.crop, rng)
-        _joint_step(vae, optimizer, data.to_tensor(images), own, stage)
-        if stage.due():
-            stage.save(model=vae.state_dict(), optimizer=optimizer.state_dict())
-            draw_round_trip(vae, work / "autoencoder_samples.png")
-    stage.save(done=True, model=vae.state_dict(), optimizer=optimizer.state_dict())
-    draw_round_trip(vae, work / "autoencoder_samples.png")
-    return vae.eval()
+        chosen = _examples(settings, rng, batch)
+        return data.pictures(chosen) if whole else crops(chosen, own.crop, rng)
 
-
-def _joint_step(
-    vae: AutoencoderKL,
-    optimizer: MuonAdam,
-    wanted: Float[Tensor, "b 3 h w"],
-    own: AutoencoderSettings,
-    stage: Stage,
-) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        posterior = vae.encode(wanted).latent_dist
-        spread = posterior.mean.detach().float().std(dim=(0, 2, 3), keepdim=True)
-        latent = posterior.sample() + own.latent_noise * spread * torch.randn_like(posterior.mean)
-        made = vae.decode(latent).sample.float()
-    kl = posterior.kl().float().mean() / latent[0].numel()
-    loss = picture_loss(made, wanted, own.edge_weight) + own.kl_weight * kl
-    optimizer.descend(loss)
-    with torch.no_grad():
-        stage.log(loss=loss.item(), mse=(made - wanted).square().mean().item(), kl=kl.item())
-
-
-def _optimizer(vae: AutoencoderKL, own: AutoencoderSettings, scale: float) -> MuonAdam:
-    return MuonAdam(
-        vae.named_parameters(),
-        lambda _, p: p.ndim == 4 and min(p.shape[:2]) > 3,  # all convolutions but those to and from RGB
-        muon_lr=own.muon_learning_rate * scale,
-        adam_lr=own.adam_learning_rate * scale,
-    )
+    return _fit(vae, stage, own, 1.0, draw, _joint_loss)
 
 
 def train_decoder(
@@ -126,35 +87,71 @@ def train_decoder(
 ) -> AutoencoderKL:
     """Train the decoder further on whole pictures, the encoder frozen: the latents stay what they are."""
     own = settings.autoencoder
+    torch.manual_seed(settings.seed)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    optimizer = _optimizer(vae, own, own.decoder_scale)
     stage = Stage(work, "decoder", own.decoder_steps, minutes, settings.seed + 2)
+
+    def draw(rng: np.random.Generator) -> UInt8[np.ndarray, "b h w 3"]:
+        return data.pictures(_examples(settings, rng, own.decoder_batch))
+
+    return _fit(vae, stage, own, own.decoder_scale, draw, _decoder_loss)
+
+
+def _examples(settings: RecipeSettings, rng: np.random.Generator, n: int) -> list[data.Example]:
+    return [data.example(settings.seed + 1, int(i)) for i in rng.integers(0, 2**40, n)]
+
+
+def _fit(
+    vae: AutoencoderKL,
+    stage: Stage,
+    own: AutoencoderSettings,
+    scale: float,
+    draw: Callable[[np.random.Generator], UInt8[np.ndarray, "b h w 3"]],
+    loss_of: Callable[..., tuple[Tensor, dict[str, float]]],
+) -> AutoencoderKL:
+    """Train whatever of `vae` is not frozen, on the pictures that `draw` gives, until the budget is used."""
+    optimizer = MuonAdam(
+        vae.named_parameters(),
+        lambda _, p: p.ndim == 4 and min(p.shape[:2]) > 3,  # all convolutions but those to and from RGB
+        muon_lr=own.muon_learning_rate * scale,
+        adam_lr=own.adam_learning_rate * scale,
+    )
     if stage.state:
         vae.load_state_dict(stage.state["model"])
         optimizer.load_state_dict(stage.state["optimizer"])
     if stage.done:
         return vae.eval()
+    sheet = stage.path.with_name(f"{stage.name}_samples.png")
     for rng in stage.steps():
-        optimizer.set_rate(stage.rate(warmup=50, decay=0.8))
-        numbers = rng.integers(0, 2**40, own.decoder_batch)
-        examples = [data.example(settings.seed + 1, int(i)) for i in numbers]
-        _decoder_step(vae, optimizer, data.to_tensor(data.pictures(examples)), own, stage)
+        optimizer.set_rate(stage.rate(warmup=100, decay=0.8))
+        loss, figures = loss_of(vae, data.to_tensor(draw(rng)), own)
+        optimizer.descend(loss)
+        stage.log(loss=loss.item(), **figures)
         if stage.due():
             stage.save(model=vae.state_dict(), optimizer=optimizer.state_dict())
-            draw_round_trip(vae, work / "decoder_samples.png")
+            draw_round_trip(vae, sheet)
     stage.save(done=True, model=vae.state_dict(), optimizer=optimizer.state_dict())
-    draw_round_trip(vae, work / "decoder_samples.png")
+    draw_round_trip(vae, sheet)
     return vae.eval()
 
 
-def _decoder_step(
-    vae: AutoencoderKL,
-    optimizer: MuonAdam,
-    wanted: Float[Tensor, "b 3 h w"],
-    own: AutoencoderSettings,
-    stage: Stage,
-) -> None:
+def _joint_loss(
+    vae: AutoencoderKL, wanted: Float[Tensor, "b 3 h w"], own: AutoencoderSettings
+) -> tuple[Tensor, dict[str, float]]:
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = vae.encode(wanted).latent_dist
+        spread = posterior.mean.detach().float().std(dim=(0, 2, 3), keepdim=True)
+        latent = posterior.sample() + own.latent_noise * spread * torch.randn_like(posterior.mean)
+        made = vae.decode(latent).sample.float()
+    kl = posterior.kl().float().mean() / latent[0].numel()
+    loss = picture_loss(made, wanted, own.edge_weight) + own.kl_weight * kl
+    return loss, {"mse": (made.detach() - wanted).square().mean().item(), "kl": kl.item()}
+
+
+def _decoder_loss(
+    vae: AutoencoderKL, wanted: Float[Tensor, "b 3 h w"], own: AutoencoderSettings
+) -> tuple[Tensor, dict[str, float]]:
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             latent = vae.encode(wanted).latent_dist.mean
@@ -164,9 +161,7 @@ def _decoder_step(
             latent = latent + strength * spread * torch.randn_like(latent)
         made = vae.decode(latent).sample.float()
     loss = picture_loss(made, wanted, own.edge_weight)
-    optimizer.descend(loss)
-    with torch.no_grad():
-        stage.log(loss=loss.item(), mse=(made - wanted).square().mean().item())
+    return loss, {"mse": (made.detach() - wanted).square().mean().item()}
 
 
 def round_trip(vae: AutoencoderKL, images: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:

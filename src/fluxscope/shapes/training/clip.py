@@ -112,15 +112,29 @@ def contrastive_loss(similarity: Float[Tensor, "b b"], same: Tensor) -> Float[Te
 
 
 def train_clip(work: Path, settings: RecipeSettings, minutes: float | None = None) -> CLIPModel:
-    """Train clip-shapes; goes on from `clip.pt` where there is one."""
-    own = settings.clip
+    """Train both halves together; goes on from `clip.pt` where there is one."""
     torch.manual_seed(settings.seed)
+    clip = build_clip(settings.clip, settings.sequence_length)
+    return _fit(clip, Stage(work, "clip", settings.clip.steps, minutes, settings.seed + 4), settings)
+
+
+def train_clip_vision(
+    work: Path, settings: RecipeSettings, clip: CLIPModel, minutes: float | None = None
+) -> CLIPModel:
+    """Train all but the text half further: that one is frozen once the transformer learns from it."""
+    torch.manual_seed(settings.seed)
+    clip.text_model.requires_grad_(False)
+    stage = Stage(work, "clip_vision", settings.clip.vision_steps, minutes, settings.seed + 9)
+    return _fit(clip, stage, settings)
+
+
+def _fit(clip: CLIPModel, stage: Stage, settings: RecipeSettings) -> CLIPModel:
+    own = settings.clip
     tokenizer = build_clip_tokenizer(settings.sequence_length)
-    clip = build_clip(own, settings.sequence_length)
     heads = nn.ModuleList([nn.Linear(own.vision_width, N_TARGETS), nn.Linear(own.text_width, N_TARGETS)])
     both = nn.ModuleDict({"clip": clip, "heads": heads})
-    optimizer = torch.optim.AdamW(both.parameters(), own.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
-    stage = Stage(work, "clip", own.steps, minutes, settings.seed + 4)
+    free = [p for p in both.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(free, own.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
     if stage.state:
         both.load_state_dict(stage.state["model"])
         optimizer.load_state_dict(stage.state["optimizer"])
@@ -128,16 +142,14 @@ def train_clip(work: Path, settings: RecipeSettings, minutes: float | None = Non
         return clip.eval()
     for rng in stage.steps():
         set_rate(optimizer, stage.rate(warmup=100, decay=0.9))
-        images, texts, labels = zip(
-            *(_training_pair(rng, own.partial_captions) for _ in range(own.batch)), strict=True
-        )
+        pairs = (_training_pair(rng, own.partial_captions) for _ in range(own.batch))
+        images, texts, labels = zip(*pairs, strict=True)
         ids = tokenize(tokenizer, list(texts), settings.sequence_length)
-        loss, right = _loss(
-            clip, heads, augment(data.to_tensor(np.stack(images))), ids, np.stack(labels), own
-        )
+        pixels = augment(data.to_tensor(np.stack(images)))
+        loss, right = _loss(clip, heads, pixels, ids, np.stack(labels), own)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(free, 1.0)
         optimizer.step()
         stage.log(loss=loss.item(), right=right)
         if stage.due():

@@ -35,7 +35,8 @@ class ClipSettings:
     text_layers: int = 2
     text_heads: int = 3
     projection: int = 64
-    steps: int = 1300
+    steps: int = 450
+    vision_steps: int = 1500  # text half frozen: the transformer learns from it meanwhile
     batch: int = 96
     learning_rate: float = 1e-3
     auxiliary_weight: float = 0.5
@@ -76,8 +77,8 @@ class TransformerSettings:
     shallow_single_blocks: int = 1
     grown_places: tuple[int, ...] = (1, 5, 8, 11, 15, 18)  # where the shallow double blocks go
     batch: int = 64
-    shallow_steps: int = 3600
-    grown_steps: int = 1000
+    shallow_steps: int = 9000
+    grown_steps: int = 1500
     muon_learning_rate: float = 0.02
     adam_learning_rate: float = 1e-3
     grown_scale: float = 0.6  # learning rates of the later stages, relative to the shallow one
@@ -85,9 +86,10 @@ class TransformerSettings:
     warmup_steps: int = 100
     ema: float = 0.998
     caption_drop: float = 0.1
+    time_mean: float = 0.8  # noise levels are sigmoid(normal(this, 1)): shapes are decided at 0.6 to 0.8
     guidance_range: tuple[float, float] = (1.0, 5.0)
     guided_samples: int = 40  # of a batch in the grown stage; the others are at guidance 1
-    preview_every: int = 200
+    preview_every: int = 500
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ class Batches:
         ids = (torch.from_numpy(x[rows, wording].astype(np.int64)) for x in self._ids())
         dropped = torch.rand(len(clean)) < self.own.caption_drop
         words = self.encoders.from_ids(*ids).where(~dropped, self.empty)
-        noise, time = torch.randn_like(clean), torch.sigmoid(torch.randn(len(clean)))
+        noise, time = torch.randn_like(clean), torch.sigmoid(self.own.time_mean + torch.randn(len(clean)))
         mix = time[:, None, None]
         return Batch((1 - mix) * clean + mix * noise, time, noise - clean, words, dropped)
 
