@@ -50,11 +50,11 @@ class AutoencoderSettings:
     channels: tuple[int, ...] = (16, 32, 64, 64)
     latent_channels: int = 8
     crop: int = 64
-    crop_steps: int = 2400
+    crop_steps: int = 1250
     crop_batch: int = 32
-    full_steps: int = 700
+    full_steps: int = 380
     full_batch: int = 8
-    decoder_steps: int = 2500  # encoder frozen, so that the latents stay what the transformer learnt
+    decoder_steps: int = 1500  # encoder frozen, so that the latents stay what the transformer learnt
     decoder_batch: int = 8
     muon_learning_rate: float = 0.02
     adam_learning_rate: float = 2e-3
@@ -97,7 +97,7 @@ class RecipeSettings:
     """All stages. `pictures` is how many scenes are rendered and encoded for the transformer."""
 
     seed: int = 0
-    pictures: int = 60_000
+    pictures: int = 160_000
     sequence_length: int = 20
     text: TextSettings = field(default_factory=TextSettings)
     clip: ClipSettings = field(default_factory=ClipSettings)
