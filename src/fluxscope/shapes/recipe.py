@@ -5,12 +5,12 @@ it is done:
 
     text         T5 on parsing captions, then frozen
     clip         CLIPModel on pictures and captions; its text half is frozen, too
-    clip_vision  its vision half and projections, further
     autoencoder  AutoencoderKL, encoder and decoder
     latents      pictures and captions encoded once
     shallow      the transformer with 6 double blocks and 1 single
     grown        19 + 2 blocks, with distilled guidance
     decoder      the autoencoder's decoder alone, on the frozen encoder's latents
+    clip_vision  clip-shapes without its frozen text half, further
     export       the folders flux-shapes/ and clip-shapes/
 
 Hyperparameters: `training/settings.py`. Loss curves, sample sheets and logs lie in the work folder.
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from fluxscope.shapes.training.preview import Preview
     from fluxscope.shapes.training.transformer import Batches, TextEncoders
 
-STAGES = ("text", "clip", "clip_vision", "autoencoder", "latents", "shallow", "grown", "decoder", "export")
+STAGES = ("text", "clip", "autoencoder", "latents", "shallow", "grown", "decoder", "clip_vision", "export")
 
 
 class Recipe:
