@@ -3,10 +3,10 @@ import torch
 
 from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.models.flux import encode_prompts, load_denoiser
-from fluxscope.models.sample import PictureSpec
+from fluxscope.models.sample import Partway, PictureSpec, denoise
 from fluxscope.models.sites import parse_site
-from fluxscope.models.splice import random_twin, run_once, spliced_scores
-from fluxscope.sae import TopKSparseAutoencoder
+from fluxscope.models.splice import random_twin, run_once, spliced_scores, spliced_scores_of_all
+from fluxscope.sae import BatchTopKSparseAutoencoder, SparseAutoencoder, TopKSparseAutoencoder
 from fluxscope.sae.formats import load
 
 CPU = torch.device("cpu")
@@ -56,6 +56,26 @@ def test_the_shipped_sae_beats_its_random_twin(pipe, embeddings):
     scores = spliced_scores(pipe, embeddings, [1, 2], SPEC, SITE, STEP, sae)
     assert scores.velocity_vs_zero > 0.8
     assert scores.velocity_vs_mean > scores.random_velocity_vs_mean
-    twin = random_twin(sae)
+    twin = random_twin(sae, 16)
     assert twin.config() == sae.config()
     assert not torch.equal(twin.decoder.weight, sae.decoder.weight)
+
+
+def test_going_on_from_the_step_before_gives_the_bits_of_the_whole_run(pipe, embeddings):
+    whole = run_once(pipe, embeddings, [1, 2], SPEC, SITE, STEP, torch.zeros_like)
+    start = Partway(denoise(pipe, embeddings, [1, 2], SPEC, stop_after=STEP - 1), STEP)
+    resumed = run_once(pipe, embeddings, [1, 2], SPEC, SITE, STEP, torch.zeros_like, start)
+    for a, b in zip(whole, resumed, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_every_architecture_has_a_control_of_its_own_l0(pipe, embeddings):
+    """A fresh BatchTopK has no threshold, a fresh ReLU SAE half of its latents active: neither would do."""
+    saes = [SparseAutoencoder(128, 32, 0.1), BatchTopKSparseAutoencoder(128, 32, 4)]
+    saes[1].threshold.fill_(3.0)
+    scores = spliced_scores_of_all(pipe, embeddings, [1, 2], SPEC, SITE, STEP, saes, batch_size=1)
+    assert all(each.random_velocity_vs_zero < 1 for each in scores)
+    alone = spliced_scores(pipe, embeddings, [1, 2], SPEC, SITE, STEP, saes[1], batch_size=1)
+    assert alone == scores[1]
+    assert random_twin(saes[0], 7).k == 7
+    assert random_twin(saes[0], 0).k == 1

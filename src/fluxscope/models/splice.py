@@ -3,7 +3,7 @@
 At one site and step the activation x is replaced: by its reconstruction, by zero, by the mean activation,
 by a random dictionary's reconstruction. Each replacement errs in the velocity of that step and in the final
 latents; what the SAE recovers is 1 - (its squared error) / (the squared error of a replacement that knows
-nothing). The other steps run as they are.
+nothing). The other steps run as they are; those before are taken once for all replacements.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from fluxscope.models.capture import StepClock
 from fluxscope.models.flux import PromptEmbedding
-from fluxscope.models.sample import PictureSpec, denoise
+from fluxscope.models.sample import Partway, PictureSpec, can_resume, denoise
 from fluxscope.models.sites import Site
-from fluxscope.sae import LinearSae
+from fluxscope.sae import LinearSae, TopKSparseAutoencoder
 
 Replacement = Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b t d"]]
 
@@ -46,8 +46,8 @@ class SplicedScores:
     Attributes:
         velocity_vs_zero, velocity_vs_mean: recovered in the step's velocity, against zero and mean ablation.
         latents_vs_zero, latents_vs_mean: the same in the final latents.
-        random_velocity_vs_zero, random_velocity_vs_mean: the control: a dictionary of random directions of
-            the same size and architecture, reading activations of the same mean and scale.
+        random_velocity_vs_zero, random_velocity_vs_mean: the control: as many random directions around the
+            same mean, as many of them active on a token.
         n_images: pictures that this was measured on.
     """
 
@@ -93,7 +93,6 @@ class Splice:
             handle.remove()
 
 
-@torch.no_grad()
 def spliced_scores(
     pipe: FluxPipeline,
     embeddings: Sequence[PromptEmbedding],
@@ -110,33 +109,99 @@ def spliced_scores(
         embeddings, seeds: one a picture.
         step: counted from 0.
     """
-    mean, twin = sae.pre_bias, random_twin(sae)  # training begins with the mean in pre_bias
-    replacements: dict[str, Replacement] = {
-        "sae": lambda x: sae(x.to(sae.pre_bias))[0],
-        "zero": torch.zeros_like,
-        "mean": lambda x: mean.to(x).expand_as(x),
-        "random": lambda x: twin(x.to(sae.pre_bias))[0],
-    }
-    size, errors = [0.0, 0.0], {name: [0.0, 0.0] for name in replacements}
-    for first in range(0, len(seeds), batch_size):
-        rows = slice(first, first + batch_size)
-        true = run_once(pipe, embeddings[rows], seeds[rows], spec, site, step, None)
-        for place, tensor in enumerate(true):
-            size[place] += float(tensor.square().sum())
-        for name, replace in replacements.items():
-            made = run_once(pipe, embeddings[rows], seeds[rows], spec, site, step, replace)
-            for place, (a, b) in enumerate(zip(made, true, strict=True)):
-                errors[name][place] += float((a - b).square().sum())
-    found = {name: Errors(v / size[0], z / size[1]) for name, (v, z) in errors.items()}
+    return spliced_scores_of_all(pipe, embeddings, seeds, spec, site, step, [sae], batch_size)[0]
+
+
+@torch.no_grad()
+def spliced_scores_of_all(
+    pipe: FluxPipeline,
+    embeddings: Sequence[PromptEmbedding],
+    seeds: Sequence[int],
+    spec: PictureSpec,
+    site: Site,
+    step: int,
+    saes: Sequence[LinearSae],
+    batch_size: int = 16,
+) -> list[SplicedScores]:
+    """Measure several SAEs of one site; what they have in common runs once."""
+    true = Undisturbed(pipe, embeddings, seeds, spec, site, step, batch_size)
+    zero = true.errors(torch.zeros_like)
+    mean = true.errors(lambda x: true.mean.to(x).expand_as(x))
+    return [_scores(true, sae, zero, mean) for sae in saes]
+
+
+def _scores(true: Undisturbed, sae: LinearSae, zero: Errors, mean: Errors) -> SplicedScores:
+    active: list[float] = []
+
+    def reconstruct(x: Tensor) -> Tensor:
+        reconstruction, code = sae(x.to(sae.pre_bias))
+        active.append(float((code > 0).sum(-1).float().mean()))
+        return reconstruction
+
+    ours = true.errors(reconstruct)
+    twin = random_twin(sae, round(sum(active) / len(active)), true.mean)
+    random = true.errors(lambda x: twin(x.to(sae.pre_bias))[0])
     return SplicedScores(
-        1 - found["sae"].velocity / found["zero"].velocity,
-        1 - found["sae"].velocity / found["mean"].velocity,
-        1 - found["sae"].latents / found["zero"].latents,
-        1 - found["sae"].latents / found["mean"].latents,
-        1 - found["random"].velocity / found["zero"].velocity,
-        1 - found["random"].velocity / found["mean"].velocity,
-        len(seeds),
+        1 - ours.velocity / zero.velocity,
+        1 - ours.velocity / mean.velocity,
+        1 - ours.latents / zero.latents,
+        1 - ours.latents / mean.latents,
+        1 - random.velocity / zero.velocity,
+        1 - random.velocity / mean.velocity,
+        true.n_images,
     )
+
+
+class Undisturbed:
+    """The runs that replacements are held against: what each batch's step and end gave, and the mean there.
+
+    Where denoising can be gone on with from the middle, each replacement begins at its step.
+
+    Args:
+        embeddings, seeds: one a picture.
+        step: counted from 0.
+
+    Attributes:
+        mean: (d), of the activation at the site and step, over all tokens.
+    """
+
+    def __init__(
+        self,
+        pipe: FluxPipeline,
+        embeddings: Sequence[PromptEmbedding],
+        seeds: Sequence[int],
+        spec: PictureSpec,
+        site: Site,
+        step: int,
+        batch_size: int,
+    ) -> None:
+        self._where = pipe, spec, site, step
+        self.n_images = len(seeds)
+        self._batches = []
+        passed: list[Tensor] = []
+
+        def note(x: Tensor) -> Tensor:
+            passed.append(x.double().mean((0, 1)) * len(x) / len(seeds))
+            return x
+
+        for first in range(0, len(seeds), batch_size):
+            rows = embeddings[first : first + batch_size], seeds[first : first + batch_size]
+            start = None
+            if step and can_resume(pipe):
+                start = Partway(denoise(pipe, *rows, spec, stop_after=step - 1), step)
+            self._batches.append((rows, start, run_once(pipe, *rows, spec, site, step, note, start)))
+        self.mean = torch.stack(passed).sum(0).float()
+
+    def errors(self, replace: Replacement) -> Errors:
+        """What a replacement does."""
+        pipe, spec, site, step = self._where
+        size, error = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        for rows, start, true in self._batches:
+            made = run_once(pipe, *rows, spec, site, step, replace, start)
+            for place, (a, b) in enumerate(zip(made, true, strict=True)):
+                error[place] += float((a - b).square().sum())
+                size[place] += float(b.square().sum())
+        return Errors(*(error / size).tolist())
 
 
 def run_once(
@@ -147,18 +212,30 @@ def run_once(
     site: Site,
     step: int,
     replace: Replacement | None,
+    start: Partway | None = None,
 ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b t c"]]:
     """The velocity of the step and the final latents of one batch."""
     clock = StepClock()
     with Splice(pipe.transformer, clock, site, step, replace) as splice:
-        latents = denoise(pipe, embeddings, seeds, spec, clock).float()
+        latents = denoise(pipe, embeddings, seeds, spec, clock, start=start).float()
     assert splice.velocity is not None
     return splice.velocity, latents
 
 
-def random_twin(sae: LinearSae, seed: int = 0) -> LinearSae:
-    """An SAE of the same kind and place with random directions: what a dictionary gives untrained."""
-    twin = type(sae).from_config(sae.input_dim, sae.hidden_dim, sae.config())
+def random_twin(
+    sae: LinearSae, k: int, mean: Float[Tensor, " d"] | None = None, seed: int = 0
+) -> TopKSparseAutoencoder:
+    """What a dictionary gives untrained: as many random unit directions, the k strongest of them active.
+
+    TopK whatever the SAE is, so that both have the same L0: a random ReLU dictionary has half of all latents
+    active, and a random threshold means nothing. Such controls come closer to trained SAEs than one thinks
+    (arXiv 2602.14111).
+
+    Args:
+        k: active latents, at most the SAE's width; none is taken as one.
+        mean: of the activations; None for the SAE's own bias, where training began with it.
+    """
+    twin = TopKSparseAutoencoder(sae.input_dim, sae.hidden_dim, min(max(k, 1), sae.hidden_dim))
     twin.reset_parameters(torch.Generator().manual_seed(seed))
-    twin.pre_bias.data.copy_(sae.pre_bias)
+    twin.pre_bias.data.copy_(sae.pre_bias if mean is None else mean)
     return twin.to(sae.pre_bias.device).eval()
