@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from fluxscope.sae import kernels, select
+from fluxscope.sae import auxk, kernels, select
 from fluxscope.sae.kernels import Weights
 from fluxscope.sae.select import Entries
 
@@ -81,19 +81,24 @@ def test_step_agrees_with_autograd_on_the_dense_twin(levels: tuple[int, ...]) ->
 
 @pytest.mark.parametrize("k", [2, 6, 50])
 @pytest.mark.parametrize("silent", [False, True])
-def test_aux_step_agrees_with_autograd_on_its_twin(k: int, silent: bool) -> None:
+@pytest.mark.parametrize("block", [1024, 4])
+def test_aux_step_agrees_with_autograd_on_its_twin(
+    k: int, silent: bool, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auxk, "BLOCK", block)
+    monkeypatch.setattr(auxk, "_ROWS", 3)
     x, weights, dead = random(B, D, seed=5), some_weights(), torch.tensor([3, 8, 9, 20, 21, 30])
     if silent:  # four of the dead latents fire on one row each, two on none
         pre = (x - weights.pre_bias) @ weights.encoder[dead].T + weights.bias[dead]
         weights.bias[dead] -= pre.sort(0, descending=True).values[1]
         weights.bias[dead[:2]] -= 10
-        assert 4 / (B * 6) < kernels.SPARSE_BELOW
+        assert 4 / (B * 6) < auxk.SPARSE_BELOW
     residual = random(B, D, seed=6)
     grads = Weights(*(torch.zeros_like(w) for w in tensors(weights)))
-    loss = kernels.aux_step(x - weights.pre_bias, residual, dead, k, 0.3, weights, grads)
+    loss = auxk.aux_step(x - weights.pre_bias, residual, dead, k, 0.3, weights, grads)
 
     leaves = Weights(*(w.clone().requires_grad_() for w in tensors(weights)))
-    expected_loss = kernels.aux_step_reference(x, residual, dead, k, 0.3, leaves)
+    expected_loss = auxk.aux_step_reference(x, residual, dead, k, 0.3, leaves)
     expected = torch.autograd.grad(expected_loss, tensors(leaves))
     torch.testing.assert_close(loss, expected_loss.detach())
     for ours, theirs in zip(tensors(grads), expected, strict=True):

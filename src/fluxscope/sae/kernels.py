@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from fluxscope.sae.base import LinearSae
     from fluxscope.sae.select import Entries
 
-SPARSE_BELOW = 1 / 8
-"""Density of dead latents' codes below which gathers beat matrix products (one core, d = 768)."""
-
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 
@@ -182,104 +179,6 @@ def sparse_step_reference(x: Tensor, code: Tensor, weights: Weights, levels: tup
         for m in levels or (code.shape[1],)
     ]
     return torch.stack(losses).mean()
-
-
-def aux_step(
-    centred: Float[Tensor, "b d"],
-    residual: Float[Tensor, "b d"],
-    dead: Int64[Tensor, " m"],
-    k: int,
-    coefficient: float,
-    weights: Weights,
-    grads: Weights,
-) -> Float[Tensor, ""]:
-    """AuxK: the k strongest dead latents of a row reconstruct what the living left over.
-
-    loss = coefficient x mean |residual - sum z_f w_dec[f]|^2 / variance of the residual (Gao et al. 2024,
-    with the residual a constant). Only the dead latents' columns are ever computed.
-
-    Args:
-        dead: ids of the dead latents, at least one.
-        grads: gradients are added to what it holds.
-
-    Returns:
-        The loss.
-    """
-    decoder = weights.decoder[dead]
-    code = torch.addmm(weights.bias[dead], centred, weights.encoder[dead].T).relu_()
-    _keep_largest(code, k)
-    variance = (residual - residual.mean(0)).square().mean().clamp_min(torch.finfo(residual.dtype).tiny)
-    scale = 2 * coefficient / residual.numel() / variance
-    # Latents that have died are rarely above zero: then their entries alone are cheaper than products.
-    sparse = not code.is_cuda and int(code.count_nonzero()) < SPARSE_BELOW * code.numel()
-    error, d_bias = (_aux_sparse if sparse else _aux_dense)(
-        code, decoder, centred, residual, scale, dead, grads
-    )
-    grads.bias.index_add_(0, dead, d_bias)
-    grads.pre_bias.addmv_(weights.encoder[dead].T, d_bias, alpha=-1)
-    return coefficient * error.square().mean() / variance
-
-
-def _keep_largest(code: Float[Tensor, "b m"], k: int) -> None:
-    """Set all but the k largest entries of each row to zero, in place."""
-    if k < code.shape[1] and int((code > 0).sum(1).max()) > k:
-        floor = code.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
-        code.masked_fill_(code < floor, 0)
-
-
-def _aux_dense(
-    code: Tensor,
-    decoder: Tensor,
-    centred: Tensor,
-    residual: Tensor,
-    scale: Tensor,
-    dead: Tensor,
-    grads: Weights,
-) -> tuple[Tensor, Tensor]:
-    """(error, gradient of the dead latents' biases); adds to the matrices' gradients, by products."""
-    error = torch.addmm(residual, code, decoder, beta=-1)
-    upstream = error * scale
-    grads.decoder.index_add_(0, dead, code.T @ upstream)
-    active = code > 0
-    d_code = torch.mm(upstream, decoder.T, out=code).mul_(active)
-    grads.encoder.index_add_(0, dead, d_code.T @ centred)
-    return error, d_code.sum(0)
-
-
-def _aux_sparse(
-    code: Tensor,
-    decoder: Tensor,
-    centred: Tensor,
-    residual: Tensor,
-    scale: Tensor,
-    dead: Tensor,
-    grads: Weights,
-) -> tuple[Tensor, Tensor]:
-    """The same from the entries above zero."""
-    row, column = code.nonzero(as_tuple=True)
-    value = code[row, column]
-    ends = torch.bincount(row, minlength=len(code)).cumsum(0)
-    offsets = torch.cat([ends.new_zeros(1), ends])
-    error = weighted_rows(decoder, column, value, offsets) - residual
-    upstream = error * scale
-    d_value = gather_dot(upstream, decoder, column, offsets)
-    by_latent, gradient = ByFeature.sort(column, len(decoder)), torch.empty_like(decoder)
-    by_latent.product(value, row, upstream, gradient)
-    grads.decoder.index_add_(0, dead, gradient)
-    by_latent.product(d_value, row, centred, gradient)
-    grads.encoder.index_add_(0, dead, gradient)
-    return error, value.new_zeros(len(decoder)).index_add_(0, column, d_value)
-
-
-def aux_step_reference(
-    x: Tensor, residual: Tensor, dead: Tensor, k: int, coefficient: float, weights: Weights
-) -> Tensor:
-    """The twin of `aux_step`: the loss, for autograd."""
-    pre = torch.relu((x - weights.pre_bias) @ weights.encoder.T + weights.bias)[:, dead]
-    value, place = pre.topk(min(k, len(dead)), dim=1)
-    guess = torch.zeros_like(pre).scatter(1, place, value) @ weights.decoder[dead]
-    variance = (residual - residual.mean(0)).square().mean()
-    return coefficient * (residual - guess).square().mean() / variance
 
 
 def _bags(entries: Entries, levels: tuple[int, ...], b: int) -> tuple[Tensor, Tensor, Tensor]:

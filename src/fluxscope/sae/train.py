@@ -25,8 +25,9 @@ from fluxscope.sae import (
     SparseAutoencoder,
     TopKSparseAutoencoder,
 )
+from fluxscope.sae.auxk import aux_step
 from fluxscope.sae.data import InMemory, Normalisation, Source
-from fluxscope.sae.kernels import Weights, aux_step, sparse_step
+from fluxscope.sae.kernels import Weights, sparse_step
 from fluxscope.sae.precision import ROW_BLOCK, encode_topk, fastest_exact
 from fluxscope.sae.select import Entries, Scratch, largest_overall
 from fluxscope.sae.train_config import TrainConfig, build
