@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from fluxscope.errors import CheckpointError
 from fluxscope.sae import BatchTopKSparseAutoencoder, SparseAutoencoder, TopKSparseAutoencoder
-from fluxscope.sae.film import TimestepSparseAutoencoder
+from fluxscope.sae.film import TimestepSparseAutoencoder, sinusoidal_embedding
 from fluxscope.sae.formats import hub, load
 
 D, F, K = 6, 16, 3
@@ -170,29 +170,48 @@ def test_a_batch_topk_of_dictionary_learning_that_was_never_calibrated(tmp_path:
     assert isinstance(load(tmp_path)[0], TopKSparseAutoencoder)
 
 
+def diffract_state(film: TimestepSparseAutoencoder) -> dict[str, torch.Tensor]:
+    """The names and shapes that the authors' module gives its state dict."""
+    layers = ("time_mlp.0", "time_mlp.2", "mod_linear", "encoder", "decoder")
+    names = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    assert set(film.state_dict()) == names
+    return {name: tensor.clone().contiguous() for name, tensor in film.state_dict().items()}
+
+
 def test_diffract_is_an_ordinary_sae_at_each_timestep(tmp_path: Path) -> None:
-    film = TimestepSparseAutoencoder(D, F, embedding_dim=8, mlp_dim=10)
-    state = {
-        "time_mlp.0.weight": film.first.weight,
-        "time_mlp.0.bias": film.first.bias,
-        "time_mlp.2.weight": film.second.weight,
-        "time_mlp.2.bias": film.second.bias,
-        "W_enc": film.encoder.weight.T,
-        "b_enc": film.encoder.bias,
-        "W_dec": film.decoder.weight.T,
-        "b_dec": film.decoder.bias,
-    }
-    torch.save({name: tensor.detach().contiguous() for name, tensor in state.items()}, tmp_path / "sae.pt")
+    film = TimestepSparseAutoencoder(D, F, embedding_dim=8)
+    path = tmp_path / "sae_img_12.pt"
+    torch.save(diffract_state(film), path)
     with pytest.raises(CheckpointError, match="timestep"):
-        load(tmp_path)
+        load(path)
     x = torch.randn(10, D)
-    for timestep in (0.0, 250.0, 999.0):
-        sae, info = load(tmp_path, timestep=timestep)
+    for timestep in (0.0, 0.25, 1.0):
+        sae, info = load(path, timestep=timestep)
         assert isinstance(sae, SparseAutoencoder)
-        assert info.format == "diffract"
+        assert (info.format, info.layer, info.config["site"]) == ("diffract", 12, "double.12.ff")
         torch.testing.assert_close(sae.encode(x), film.encode(x, timestep).detach(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(sae(x)[0], film.decode(film.encode(x, timestep)).detach())
-    assert not torch.allclose(load(tmp_path, timestep=1.0)[0].encode(x), sae.encode(x))
+    assert not torch.allclose(load(path, timestep=0.5)[0].encode(x), sae.encode(x))
+    torch.save(diffract_state(film), tmp_path / "transcoder_txt_3.pt")
+    _, info = load(tmp_path / "transcoder_txt_3.pt", timestep=0.5)
+    assert (info.layer, info.config["transcoder_of"]) == (3, "double.3.ff_context")
+    assert "site" not in info.config
+
+
+def test_diffract_timestep_layers_of_another_shape_are_named(tmp_path: Path) -> None:
+    state = diffract_state(TimestepSparseAutoencoder(D, F, embedding_dim=8))
+    state["mod_linear.weight"] = state["mod_linear.weight"].T.contiguous()
+    torch.save(state, tmp_path / "sae.pt")
+    with pytest.raises(CheckpointError, match=r"mod_linear\.weight .*transposed"):
+        load(tmp_path, timestep=0.5)
+
+
+def test_the_timestep_is_embedded_as_diffusers_does_it() -> None:
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    for timestep in (0.0, 0.37, 1.0):
+        theirs = get_timestep_embedding(torch.tensor([timestep]), 16)[0]
+        torch.testing.assert_close(sinusoidal_embedding(timestep, 16).float(), theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_a_timestep_for_a_file_that_needs_none(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """SAEs and transcoders that look at the timestep: FiLM on the input, then ReLU.
 
-    (scale, shift) = MLP(sinusoidal embedding of t)            Linear, SiLU, Linear
+    (scale, shift) = W_mod SiLU(W_2 SiLU(W_1 embedding(t) + b_1) + b_2) + b_mod
     z = ReLU(W_enc (x (1 + scale) + shift) + b_enc)
     y = W_dec z + b_dec
 
-DifFRACT's architecture. At any one timestep it is an ordinary ReLU SAE, exactly: `at(t)` folds scale and
-shift into the encoder, and everything else here can then work with it.
+DifFRACT's architecture (arXiv 2606.15796). At any one timestep it is an ordinary ReLU SAE, exactly: `at(t)`
+folds scale and shift into the encoder, and everything else here can then work with it.
+
+The timestep is the number that FLUX's transformer itself is given: from 1, all noise, down to 0.
 """
 
 from __future__ import annotations
@@ -27,21 +29,22 @@ class TimestepSparseAutoencoder(nn.Module):
     Args:
         input_dim: d, width of the activations.
         hidden_dim: f, number of features.
-        embedding_dim: width of the timestep's embedding; even.
-        mlp_dim: width of the hidden layer that makes scale and shift of it.
+        embedding_dim: width of the timestep's embedding, even, and of the two layers that read it.
     """
 
-    def __init__(self, input_dim: int, hidden_dim: int, embedding_dim: int, mlp_dim: int) -> None:
+    def __init__(self, input_dim: int, hidden_dim: int, embedding_dim: int) -> None:
         super().__init__()
         self.embedding_dim = embedding_dim
-        self.first = nn.Linear(embedding_dim, mlp_dim)
-        self.second = nn.Linear(mlp_dim, 2 * input_dim)
+        layers = [nn.Linear(embedding_dim, embedding_dim), nn.SiLU()]
+        layers += [nn.Linear(embedding_dim, embedding_dim), nn.SiLU()]
+        self.time_mlp = nn.Sequential(*layers)
+        self.mod_linear = nn.Linear(embedding_dim, 2 * input_dim)
         self.encoder = nn.Linear(input_dim, hidden_dim)
         self.decoder = nn.Linear(hidden_dim, input_dim)
 
     def scale_and_shift(self, timestep: float) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
         embedding = sinusoidal_embedding(timestep, self.embedding_dim).to(self.encoder.weight)
-        scale, shift = self.second(nn.functional.silu(self.first(embedding))).chunk(2)
+        scale, shift = self.mod_linear(self.time_mlp(embedding)).chunk(2)
         return scale, shift
 
     def encode(self, x: Float[Tensor, "*tokens d"], timestep: float) -> Float[Tensor, "*tokens f"]:
@@ -67,8 +70,8 @@ class TimestepSparseAutoencoder(nn.Module):
 
 
 def sinusoidal_embedding(timestep: float, width: int) -> Float[Tensor, " width"]:
-    """Sines, then cosines, of the timestep at width / 2 frequencies from 1 down to 1 / 10,000."""
+    """Sines, then cosines, of the timestep at width / 2 frequencies from 1 down to 1 / 10,000 inclusive."""
     half = width // 2
-    frequency = torch.exp(-math.log(_MAX_PERIOD) * torch.arange(half, dtype=torch.float64) / half)
+    frequency = torch.exp(-math.log(_MAX_PERIOD) * torch.linspace(0, 1, half, dtype=torch.float64))
     angle = timestep * frequency
     return torch.cat([angle.sin(), angle.cos()])

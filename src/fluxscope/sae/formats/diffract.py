@@ -1,97 +1,79 @@
-"""DifFRACT's SAEs and transcoders for FLUX.1-schnell: a state dict, read.
+"""DifFRACT's SAEs and transcoders for FLUX.1-schnell: the state dict of `fluxscope.sae.film`, read.
 
-The published description gives the architecture (`fluxscope.sae.film`), not the names in the file, nor the
-order of sine and cosine in the embedding. So the timestep's two layers are told by their shapes, the rest by
-the usual names; compare codes with the authors' own before relying on them.
+Names, shapes and the timestep's embedding are those of the authors' code (Artalmaz31/DifFRACT,
+transcoder_training/transcoder.py): time_mlp.0, time_mlp.2, mod_linear, encoder, decoder, all with biases. The
+files lie as sae_{stream}_{layer}.pt and transcoder_{stream}_{layer}.pt, stream img or txt. An SAE reads what
+the block's feed-forward writes; a transcoder reads what goes into it and gives what comes out.
 """
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fluxscope.errors import CheckpointError
 from fluxscope.sae.film import TimestepSparseAutoencoder
-from fluxscope.sae.formats.format import Candidate, Format, Imported, checked_parts
+from fluxscope.sae.formats.format import Candidate, Format, Imported, checked_parts, require, require_shape
 
-_LAYOUTS = (
-    (("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"), True, False),
-    (("encoder.weight", "b_enc", "decoder.weight", "b_dec"), True, False),
-    (("W_enc", "b_enc", "W_dec", "b_dec"), False, True),
+_NAMES = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
+_TIME = tuple(
+    f"{layer}.{kind}" for layer in ("time_mlp.0", "time_mlp.2", "mod_linear") for kind in ("weight", "bias")
 )
+_SITES = {"img": "ff", "txt": "ff_context"}
 
 
 def recognise(candidate: Candidate) -> bool:
-    return not candidate.header and _layout(candidate.state) is not None and len(_film(candidate.state)) == 4
+    return not candidate.header and {*_NAMES, *_TIME} <= set(candidate.state)
 
 
 def read(candidate: Candidate) -> Imported:
     """Raises CheckpointError: such a file needs a timestep."""
     raise CheckpointError(
         f"{candidate.path} holds an SAE that is conditioned on the timestep",
-        "Say at which timestep to read it.",
+        "Say at which timestep to read it, from 1 (all noise) to 0.",
     )
 
 
 def read_at(candidate: Candidate, timestep: float) -> Imported:
-    """The ordinary SAE that the file's is at a timestep."""
+    """The ordinary SAE that the file's is at a timestep, from 1 (all noise) to 0."""
     film = read_film(candidate)
-    return Imported(
-        film.at(timestep), {"film_timestep": timestep}, lambda x: film.encode(x, timestep), film.decode
-    )
+    config = {"film_timestep": timestep, **told_by_name(candidate.path)}
+    return Imported(film.at(timestep), config, lambda x: film.encode(x, timestep), film.decode)
+
+
+def told_by_name(path: Path) -> dict[str, Any]:
+    """Layer and site of an SAE, layer and kind of a transcoder, where the file keeps its name."""
+    found = re.fullmatch(r"(sae|transcoder)_(img|txt)_(\d+)", path.stem)
+    if not found:
+        return {}
+    kind, stream, layer = found.groups()
+    site = f"double.{layer}.{_SITES[stream]}"
+    return {"layer": int(layer)} | ({"site": site} if kind == "sae" else {"transcoder_of": site})
 
 
 @torch.no_grad()
 def read_film(candidate: Candidate) -> TimestepSparseAutoencoder:
-    """The SAE with its timestep layers."""
+    """The SAE with its timestep layers.
+
+    Raises:
+        CheckpointError: a tensor is missing, of another shape, transposed, or holds NaN.
+    """
     state, path = candidate.state, candidate.path
-    layout = _layout(state)
-    if layout is None:
-        raise CheckpointError(
-            f"{path} is no DifFRACT checkpoint", f"It holds {', '.join(sorted(state))[:200]}."
-        )
-    names, encoder_by_latent, decoder_by_latent = layout
-    parts = checked_parts(state, names, path, encoder_by_latent, decoder_by_latent, centred=False)
-    (first, first_bias), (second, second_bias) = _film_layers(state)
+    parts = checked_parts(state, _NAMES, path, encoder_by_latent=True, decoder_by_latent=False, centred=False)
+    time = require(state, _TIME, path)
     f, d = parts.encoder.shape
-    film = TimestepSparseAutoencoder(d, f, first.shape[1], first.shape[0])
-    for ours, theirs in (
-        (film.encoder.weight, parts.encoder),
-        (film.encoder.bias, parts.bias),
-        (film.decoder.weight, parts.decoder.T),
-        (film.decoder.bias, parts.decoder_bias),
-        (film.first.weight, first),
-        (film.first.bias, first_bias),
-        (film.second.weight, second),
-        (film.second.bias, second_bias),
-    ):
-        ours.copy_(theirs)
+    film = TimestepSparseAutoencoder(d, f, time["time_mlp.0.bias"].numel())
+    wanted = film.state_dict()
+    for name, tensor in time.items():
+        require_shape(tensor, tuple(wanted[name].shape), name, path)
+        wanted[name].copy_(tensor)
+    tensors = (parts.encoder, parts.bias, parts.decoder.T, parts.decoder_bias)
+    for name, tensor in zip(_NAMES, tensors, strict=True):
+        wanted[name].copy_(tensor)
     return film.requires_grad_(False)
-
-
-def _layout(state: dict[str, Any]) -> tuple[tuple[str, str, str, str], bool, bool] | None:
-    return next((layout for layout in _LAYOUTS if set(layout[0]) <= set(state)), None)
-
-
-def _film(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors that are neither encoder nor decoder."""
-    layout = _layout(state)
-    taken = set(layout[0]) if layout else set()
-    return {name: t for name, t in state.items() if isinstance(t, Tensor) and t.ndim and name not in taken}
-
-
-def _film_layers(state: dict[str, Any]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(weight, bias) of the two layers: the second reads what the first writes."""
-    rest = list(_film(state).values())
-    matrices = [t for t in rest if t.ndim == 2]
-    vectors = [t for t in rest if t.ndim == 1]
-    for first, second in (matrices, matrices[::-1]):
-        biases = [next((v for v in vectors if len(v) == len(m)), None) for m in (first, second)]
-        if first.shape[0] == second.shape[1] and biases[0] is not None and biases[1] is not None:
-            return (first, biases[0]), (second, biases[1])
-    raise CheckpointError("the timestep's two layers don't fit together", "The file is of another layout.")
 
 
 FORMAT = Format("diffract", recognise, read)
