@@ -1,6 +1,6 @@
 import pytest
 
-from fluxscope.config import Config, load_config, make_config, settings_table
+from fluxscope.config import Config, make_config, settings_table
 from fluxscope.errors import ConfigError
 
 
@@ -59,42 +59,6 @@ def test_wrong_settings_are_refused(settings, part_of_message, part_of_hint):
 def test_layer_without_sae_is_an_error_when_asked_for():
     with pytest.raises(ConfigError, match="no SAE checkpoint is set for layer 15"):
         _ = make_config(model_id="black-forest-labs/FLUX.1-dev").sae_ckpt_path
-
-
-def test_toml_file_and_flags_that_win_over_it(tmp_path):
-    file = tmp_path / "settings.toml"
-    file.write_text("height = 256\nbase_seed = 7\n")
-    config = load_config(file, base_seed=8)
-    assert (config.height, config.base_seed) == (256, 8)
-
-
-def test_python_file_with_a_config_class(tmp_path):
-    file = tmp_path / "settings.py"
-    file.write_text(
-        "from dataclasses import dataclass\n"
-        "from fluxscope.config import Config as Base\n"
-        "@dataclass(frozen=True)\n"
-        "class Config(Base):\n"
-        "    base_seed: int = 9\n"
-    )
-    assert load_config(file).base_seed == 9
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("absent.toml", None, "not found"),
-        ("bad.toml", "height = ", "not valid TOML"),
-        ("bad.toml", "hight = 128", "unknown setting: hight"),
-        ("empty.py", "", "defines no Config"),
-        ("notes.txt", "height = 128", "neither"),
-    ],
-)
-def test_wrong_settings_files_are_refused(tmp_path, name, text, message):
-    if text is not None:
-        (tmp_path / name).write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        load_config(tmp_path / name)
 
 
 def test_every_setting_says_what_it_means():

@@ -18,7 +18,7 @@ _PLACES = {
     "RunDir": "fluxscope.rundir",
     "SparseCodes": "fluxscope.sae.codes",
     "encode_sparse": "fluxscope.sae.codes",
-    "load_config": "fluxscope.config",
+    "load_config": "fluxscope.config_file",
     "load_manifest": "fluxscope.records",
     "load_sae": "fluxscope.sae.features",
     "parse_site": "fluxscope.models.sites",
@@ -29,7 +29,7 @@ __all__ = ["__version__", *sorted(_PLACES)]
 
 if TYPE_CHECKING:
     from fluxscope.config import Config as Config
-    from fluxscope.config import load_config as load_config
+    from fluxscope.config_file import load_config as load_config
     from fluxscope.errors import FluxscopeError as FluxscopeError
     from fluxscope.models.capture import Capture as Capture
     from fluxscope.models.sites import parse_site as parse_site

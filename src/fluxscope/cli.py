@@ -16,7 +16,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from fluxscope import __version__, steering_commands, training_commands
-from fluxscope.config import Config, load_config, make_config, setting_type, settings_table
+from fluxscope.config import Config, make_config, setting_type, settings_table
+from fluxscope.config_file import load_config
 from fluxscope.errors import FluxscopeError
 from fluxscope.files import explain_os_error
 from fluxscope.options import Force, Quiet
@@ -33,7 +34,8 @@ SHORT_NAMES = {"active_layer": "--layer", "steer_steps": "--steps"}
 
 PROFILE_SETTINGS = (
     *("device", "dtype", "batch_size", "sae_device", "site_pattern", "layer5_sae_path", "layer15_sae_path"),
-    *("height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length", "capture_steps"),
+    *("height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"),
+    *("target_step_number", "capture_steps"),
 )
 """What `steps-profile` depends on beside the run's folder."""
 
@@ -94,34 +96,43 @@ def build_app() -> typer.Typer:
 
 
 def commands(kind: type[Config] | None) -> dict[str, Callable[..., None]]:
-    """Every command that takes settings: `run`, one for each step, `doctor`.
+    """Every command that takes settings: `run`, one for each step, and the others.
+
+    Those that look at what a run left take its settings where none are given; `run`, `collect`, `train` and
+    `doctor`, which say what is to be made, don't.
 
     Args:
         kind: the Config class that gives the defaults; None for the package's own and a --config flag.
     """
-    flags = tuple(settings_table())
-    made = {"run": with_settings(run, flags, kind)}
+    made = {"run": with_settings(run, tuple(settings_table()), kind)}
     for step in STEPS:
         command = functools.partial(one_step, step)
         command.__doc__ = f"Step {step.number}: {step.summary}"
-        made[step.name] = with_settings(command, (*EVERYWHERE, *step.settings), kind)
+        made[step.name] = with_settings(
+            command, (*EVERYWHERE, *step.settings), kind, of_run=step.name != "collect"
+        )
     made["train"] = with_settings(training_commands.train_saes, training_commands.SETTINGS, kind)
     made["steps-profile"] = with_settings(steps_profile, (*EVERYWHERE, *PROFILE_SETTINGS), kind)
     made["doctor"] = with_settings(doctor, (*EVERYWHERE, *STEPS[0].settings, "clip_model_id"), kind)
-    for function in (
-        steering_commands.steer,
-        steering_commands.steer_bench,
-        steering_commands.steering_sheet,
-    ):
-        name = function.__name__.replace("_", "-")
-        made[name] = with_settings(function, (*EVERYWHERE, *steering_commands.SETTINGS), kind)
+    looking: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+        "steps-profile": (steps_profile, PROFILE_SETTINGS),
+        "steer": (steering_commands.steer, steering_commands.SETTINGS),
+        "steer-bench": (steering_commands.steer_bench, steering_commands.SETTINGS),
+        "steering-sheet": (steering_commands.steering_sheet, steering_commands.SETTINGS),
+    }
+    for name, (function, settings) in looking.items():
+        made[name] = with_settings(function, (*EVERYWHERE, *settings), kind, of_run=True)
     return made
 
 
 def with_settings(
-    function: Callable[..., None], settings: tuple[str, ...], kind: type[Config] | None
+    function: Callable[..., None], settings: tuple[str, ...], kind: type[Config] | None, of_run: bool = False
 ) -> Callable[..., None]:
-    """Turn function(config, ...) into a command that takes these settings, and its own options, as flags."""
+    """Turn function(config, ...) into a command that takes these settings, and its own options, as flags.
+
+    Args:
+        of_run: settings that aren't given are those of the run in the output folder.
+    """
     own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "config"]
     taken = {f"--{p.name.replace('_', '-')}" for p in own}
     if kind is None:
@@ -132,7 +143,10 @@ def with_settings(
         with clear_errors():
             chosen = {flag.name: given.pop(flag.name) for flag in flags}
             chosen = {name: value for name, value in chosen.items() if value is not None}
-            config = make_config(kind, **chosen) if kind else load_config(given.pop("config"), **chosen)
+            if kind:
+                config = make_config(kind, **chosen)
+            else:
+                config = load_config(given.pop("config"), of_run=of_run, **chosen)
             function(config, **given)
 
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own] + flags

@@ -1,56 +1,20 @@
 """The settings of a run: one frozen dataclass, checked when it is made.
 
-A setting left at None takes the value that fits the model (`MODEL_DEFAULTS`). Settings come from, later
-ones winning: the defaults here, a file (TOML, or a Python file that defines `Config`), flags.
+A setting left at None takes the value that fits the model. Where settings come from: `config_file`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-import tomllib
-import types
 import typing
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from fluxscope.embedded import CLIP_SHAPES, FLUX_SHAPES, TEST_PROMPTS, shipped_sae
+from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.errors import ConfigError
-
-MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
-    FLUX_SHAPES: {
-        "height": 128,
-        "width": 128,
-        "max_sequence_length": 20,
-        "batch_size": 16,
-        "clip_model_id": CLIP_SHAPES,
-        "prompts_path": str(TEST_PROMPTS),
-        "layer5_sae_path": str(shipped_sae(5)),
-        "layer15_sae_path": str(shipped_sae(15)),
-    },
-    # Any other model is taken for one of FLUX.1's family.
-    "": {
-        "height": 256,
-        "width": 256,
-        "max_sequence_length": 512,
-        "batch_size": 4,
-        "clip_model_id": "openai/clip-vit-base-patch32",
-        "prompts_path": "prompts/natural.txt",
-        "layer5_sae_path": "",
-        "layer15_sae_path": "",
-    },
-}
-"""What a setting left at None means, by model."""
-
-
-def setting(default: Any, help: str, **bounds: Any) -> Any:
-    """A field of Config with its meaning and unit, and the bounds that hold for it.
-
-    Bounds: `low` and `high` (inclusive), `above` (exclusive), `multiple_of`, `choices`.
-    """
-    return field(default=default, metadata={"help": help, **bounds})
+from fluxscope.model_defaults import model_defaults
+from fluxscope.settings import checked, setting, type_of
 
 
 @dataclass(frozen=True)
@@ -200,12 +164,11 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        own = MODEL_DEFAULTS.get(self.model_id, MODEL_DEFAULTS[""])
-        for name, value in own.items():
+        for name, value in model_defaults(self.model_id).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         for each in _FIELDS.values():
-            object.__setattr__(self, each.name, _checked(each, getattr(self, each.name)))
+            object.__setattr__(self, each.name, checked(each, _HINTS[each.name], getattr(self, each.name)))
         self._check_steps()
         if self.patch_grid is None:
             object.__setattr__(self, "patch_grid", self.image_token_grid)
@@ -260,12 +223,20 @@ class Config:
         Raises:
             ConfigError: none is configured.
         """
-        if self.active_layer not in self.sae_paths:
+        return self.sae_path(self.active_layer)
+
+    def sae_path(self, layer: int) -> str:
+        """A layer's checkpoint.
+
+        Raises:
+            ConfigError: none is configured.
+        """
+        if layer not in self.sae_paths:
             raise ConfigError(
-                f"no SAE checkpoint is set for layer {self.active_layer} of {self.model_id}",
-                f"Set layer{self.active_layer}_sae_path, or train one with fluxscope train.",
+                f"no SAE checkpoint is set for layer {layer} of {self.model_id}",
+                f"Set layer{layer}_sae_path, or train one with fluxscope train.",
             )
-        return self.sae_paths[self.active_layer]
+        return self.sae_paths[layer]
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -279,7 +250,7 @@ class Config:
 
 
 _FIELDS = {each.name: each for each in dataclasses.fields(Config)}
-_TYPES = typing.get_type_hints(Config)
+_HINTS = typing.get_type_hints(Config)
 
 
 def settings_table() -> dict[str, dataclasses.Field]:
@@ -289,64 +260,7 @@ def settings_table() -> dict[str, dataclasses.Field]:
 
 def setting_type(name: str) -> tuple[type, bool]:
     """The type of a setting, and whether it may be None."""
-    hint = _TYPES[name]
-    if isinstance(hint, types.UnionType):
-        inner = next(part for part in typing.get_args(hint) if part is not type(None))
-        return typing.get_origin(inner) or inner, True
-    return typing.get_origin(hint) or hint, False
-
-
-def _checked(each: dataclasses.Field, value: Any) -> Any:
-    """The value in its setting's type, or the error that says what is wrong with it."""
-    wanted, optional = setting_type(each.name)
-    if value is None and optional:
-        return None
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if wanted is str and isinstance(value, Path):
-        value = str(value)
-    if wanted is tuple and isinstance(value, str | list | tuple):
-        value = _items(each.name, value)
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise ConfigError(f"{each.name} must be {wanted.__name__}, not {value!r}", each.metadata["help"])
-    _check_bounds(each, value)
-    return value
-
-
-def _items(name: str, values: str | list[Any] | tuple[Any, ...]) -> tuple[Any, ...]:
-    """The items of a list such as "3,13,19", or of a tuple, in the setting's type; numbers are finite."""
-    kind = typing.get_args(_TYPES[name])[0] if typing.get_origin(_TYPES[name]) is tuple else int
-    parts = (
-        [part.strip() for part in values.split(",") if part.strip()] if isinstance(values, str) else values
-    )
-    try:
-        items = tuple(kind(part) for part in parts)
-        if kind is str or all(math.isfinite(item) for item in items):
-            return items
-    except (TypeError, ValueError):
-        pass
-    what, example = ("whole numbers", "3,13,19") if kind is int else ("finite numbers", "0,0.5,1")
-    raise ConfigError(f"{name} cannot be {values!r}", f"Give {what}, such as {example}.")
-
-
-def _check_bounds(each: dataclasses.Field, value: Any) -> None:
-    bounds = each.metadata
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{each.name} must be a finite number, not {value}", bounds["help"])
-    if "choices" in bounds and value not in bounds["choices"]:
-        allowed = ", ".join(str(choice) for choice in bounds["choices"])
-        raise ConfigError(f"{each.name} cannot be {value!r}", f"Choose one of: {allowed}.")
-    if "low" in bounds and value < bounds["low"]:
-        raise ConfigError(f"{each.name} is {value}, but must be at least {bounds['low']}", bounds["help"])
-    if "high" in bounds and value > bounds["high"]:
-        raise ConfigError(f"{each.name} is {value}, but must be at most {bounds['high']}", bounds["help"])
-    unit = bounds.get("multiple_of")
-    if unit and value % unit:
-        below, above = value // unit * unit, (value // unit + 1) * unit
-        raise ConfigError(
-            f"{each.name} is {value}, but must be a multiple of {unit}",
-            f"Use {above}." if below == 0 else f"Use {below} or {above}.",
-        )
+    return type_of(_HINTS[name])
 
 
 def reject_unknown(names: typing.Iterable[str]) -> None:
@@ -362,42 +276,3 @@ def make_config(kind: type[Config] = Config, **overrides: Any) -> Config:
     """A Config with the given settings, an unknown one refused with the nearest name."""
     reject_unknown(overrides)
     return kind(**overrides)
-
-
-def load_config(path: Path | str | None, **overrides: Any) -> Config:
-    """Settings of a file, overridden by flags.
-
-    Args:
-        path: a TOML file with the settings' names as keys, a Python file that defines `Config` (it is
-            executed: name only files that you trust), or None for the defaults.
-        overrides: settings that win over the file's.
-
-    Raises:
-        ConfigError: the file is missing, is neither, or holds an unknown or wrong setting.
-    """
-    if path is None:
-        return make_config(**overrides)
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"settings file not found: {path}", "Check the path given with --config.")
-    if path.suffix == ".py":
-        return make_config(_config_class(path), **overrides)
-    if path.suffix != ".toml":
-        raise ConfigError(
-            f"{path} is neither a .toml nor a .py file", "Give a file of one of these two kinds."
-        )
-    try:
-        values = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}", "Mend that line.") from None
-    return make_config(**{**values, **overrides})
-
-
-def _config_class(path: Path) -> type[Config]:
-    import runpy
-
-    kind = runpy.run_path(str(path)).get("Config")
-    if not (isinstance(kind, type) and issubclass(kind, Config)):
-        raise ConfigError(f"{path} defines no Config", "Start from interp_scripts/config.py.")
-    reject_unknown(each.name for each in dataclasses.fields(kind))
-    return kind
