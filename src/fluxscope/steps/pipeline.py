@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from fluxscope.config import Config
-from fluxscope.errors import ConfigError, FluxscopeError
+from fluxscope.errors import ConfigError, FluxscopeError, MissingInputError
 from fluxscope.progress import Reporter
 from fluxscope.rundir import RunDir
 from fluxscope.steps.step import Context, Step, run_step
@@ -46,6 +46,8 @@ def run_pipeline(
     Raises:
         FluxscopeError: a step failed; the later ones were not run, unless `keep_going`.
     """
+    if not keep_going:
+        check_layers(config, report, steps)
     began = time.monotonic()
     failures: list[FluxscopeError] = []
     for position, step in enumerate(steps):
@@ -67,6 +69,25 @@ def run_pipeline(
     sheet = RunDir.of(config).contact_sheet
     if sheet.is_file():
         report.say(f"Contact sheet: {sheet}")
+
+
+def check_layers(config: Config, report: Reporter, steps: tuple[Step, ...]) -> None:
+    """Find out before the first step that a later one will lack an SAE.
+
+    Raises:
+        MissingInputError: a step needs both layers' SAEs, and one isn't set.
+    """
+    missing = [layer for layer in (5, 15) if layer not in config.sae_paths]
+    for step in steps:
+        if step.both_layers and missing:
+            _say_not_run(report, steps)
+            others = ",".join(str(other.number) for other in steps if not other.both_layers)
+            raise MissingInputError(
+                f"step {step.number} ({step.name}) looks at blocks 5 and 15, but no SAE is set for "
+                f"block {missing[0]}",
+                f"Set layer{missing[0]}_sae_path"
+                + (f", or leave step {step.number} out: --steps {others}" if others else "."),
+            )
 
 
 def _say_not_run(report: Reporter, steps: tuple[Step, ...]) -> None:

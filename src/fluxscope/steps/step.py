@@ -14,6 +14,9 @@ from fluxscope.files import read_json, write_json
 from fluxscope.progress import Reporter
 from fluxscope.rundir import RunDir
 
+INPUT_FILES = ("prompts_path", "layer5_sae_path", "layer15_sae_path")
+"""Settings that name files of the user's."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -45,6 +48,7 @@ class Step:
         needs, makes: the files it reads and writes, by their names in RunDir.
         settings: the settings that its results depend on.
         shared: whether its results are the same for every layer; they then lie with the first one's.
+        both_layers: whether it looks at blocks 5 and 15 both, so that both must have an SAE.
     """
 
     number: int
@@ -55,6 +59,7 @@ class Step:
     makes: tuple[str, ...]
     settings: tuple[str, ...]
     shared: bool = False
+    both_layers: bool = False
 
     def run(self, context: Context) -> str:
         return importlib.import_module(f"fluxscope.steps.{self.module}").run(context)
@@ -76,6 +81,7 @@ def run_step(step: Step, context: Context, all_steps: tuple[Step, ...]) -> None:
         report.say(f"{title} up to date")
         return
     report.say(f"{title} ...")
+    forget(step, files)
     began = time.monotonic()
     outcome = step.run(context)
     seconds = time.monotonic() - began
@@ -116,10 +122,27 @@ def record(step: Step, config: Config, files: RunDir, seconds: float) -> None:
     write_json(files.step_log, log)
 
 
+def forget(step: Step, files: RunDir) -> None:
+    """Take the step out of step_log.json while it works: stopped halfway, it must not pass for finished."""
+    log = _log(files)
+    if log.pop(step.name, None):
+        write_json(files.step_log, log)
+
+
 def settings_of(step: Step, config: Config) -> dict[str, Any]:
-    """The settings that the step's results depend on, as JSON keeps them."""
-    values = {name: getattr(config, name) for name in step.settings}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    """The settings that the step's results depend on, as JSON keeps them.
+
+    A setting that names a file comes with the file's size and time of change, so that a file edited under
+    the same name counts as another.
+    """
+    values: dict[str, Any] = {}
+    for name in step.settings:
+        value = getattr(config, name)
+        values[name] = list(value) if isinstance(value, tuple) else value
+        if name in INPUT_FILES and value and Path(value).is_file():
+            status = Path(value).stat()
+            values[name] = [value, status.st_size, status.st_mtime_ns]
+    return values
 
 
 def _log(files: RunDir) -> dict[str, Any]:

@@ -115,6 +115,7 @@ STEPS: tuple[Step, ...] = (
             *("eps_alive", "alpha_scale", "clip_percentile"),
         ),
         shared=True,
+        both_layers=True,
     ),
     Step(
         number=10,
