@@ -24,7 +24,6 @@ from fluxscope.models.sites import Site
 from fluxscope.steps.collection import (
     Collection,
     Target,
-    clear,
     open_collection,
     write_run_log,
     write_s_matrix,
@@ -40,10 +39,8 @@ Heard = dict[str, dict[int, Kept]]
 def run(context: Context) -> str:
     config = context.config
     jobs = plan_jobs(config)
-    if context.force:
-        clear(config)
     device = pick_device(config.sae_device, fallback=str(pick_device(config.device)))
-    collection = open_collection(config, jobs, device)
+    collection = open_collection(config, jobs, device, context.force)
     spent = 0.0
     if collection.done < len(jobs):
         if collection.done:

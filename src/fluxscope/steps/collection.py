@@ -27,7 +27,7 @@ from fluxscope.rundir import RunDir
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.formats import SaeInfo, load
 from fluxscope.steps.jobs import Job
-from fluxscope.steps.taps import Tap, check_width, open_further_taps, open_tap
+from fluxscope.steps.taps import Tap, check_width, load_further, open_tap
 from fluxscope.store import CodeStore
 
 IDENTITY = (
@@ -81,8 +81,11 @@ class Collection:
         return min(tap.done for tap in self.taps)
 
 
-def open_collection(config: Config, jobs: list[Job], device: torch.device) -> Collection:
+def open_collection(config: Config, jobs: list[Job], device: torch.device, force: bool = False) -> Collection:
     """Check everything, load the SAEs and open their stores, each cut back to its last commit.
+
+    Args:
+        force: clear the folder first, but not before everything has been found right.
 
     Raises:
         CheckpointError: an SAE is missing, damaged, or of another width than its site.
@@ -91,10 +94,11 @@ def open_collection(config: Config, jobs: list[Job], device: torch.device) -> Co
     """
     config.sae_ckpt_path  # noqa: B018 -- raises when the active layer has no SAE
     spec = read_spec(config.model_id)
-    for entry in config.sites:
-        spec.check_site(parse_site(entry.partition("=")[0]))
     saes = {layer: load_sae_for(config, layer, spec, device) for layer in config.layers}
+    others = load_further(config, spec, device, taken={config.site_of(layer) for layer in saes})
     hashes = {layer: info.sha256() for layer, (_, info) in saes.items()}
+    if force:
+        clear(config)
     check_folder(config, jobs, hashes)
     targets = []
     for layer, (sae, info) in saes.items():
@@ -109,18 +113,24 @@ def open_collection(config: Config, jobs: list[Job], device: torch.device) -> Co
         target = Target(layer, tap, sae, info, files, hashes[layer])
         write_run_log(config, target, jobs, completed=tap.done, seconds=0.0)
         targets.append(target)
-    taken = {target.tap.site.name for target in targets}
-    further = open_further_taps(config, spec, device, targets[0].tap.done, taken)
+    done = targets[0].tap.done
+    further = [open_tap(config, spec, site, sae, done) for site, sae in others]
     return Collection(targets, further)
 
 
 def load_sae_for(
     config: Config, layer: int, spec: ModelSpec, device: torch.device
 ) -> tuple[LinearSae, SaeInfo]:
-    """Load a layer's SAE and compare its width with the model's."""
-    path = config.sae_paths[layer]
+    """Load a layer's SAE and see whether the model has its site, and in its width.
+
+    Raises:
+        CheckpointError: the SAE is missing, damaged, or of another width.
+        ConfigError: no SAE is set, or the model lacks the site.
+    """
+    path, site = config.sae_path(layer), config.site_of(layer)
+    spec.check_site(parse_site(site))
     sae, info = load(path, device)
-    check_width(config, config.site_of(layer), path, sae, spec)
+    check_width(config, site, path, sae, spec)
     return sae, info
 
 
@@ -134,9 +144,16 @@ def check_folder(config: Config, jobs: list[Job], sae_hashes: dict[int, str]) ->
         for name, value in identity(config, jobs, sae_hashes[layer]).items():
             if name in old and old[name] != value:
                 raise RunDirError(
-                    f"{config.out_dir} was made with {name} = {old[name]}, not {value}",
-                    "Choose a new folder with --out-dir, or give --force to make this one anew.",
+                    f"{config.out_dir} was made with {difference(layer, name, old[name], value)}",
+                    "Give what it was made with, choose a new folder with --out-dir, or make this one anew "
+                    "with --force.",
                 )
+
+
+def difference(layer: int, name: str, old: Any, new: Any) -> str:
+    """What differs, for the user: hashes say nothing."""
+    words = {"prompts_sha256": "other prompts", "sae_sha256": f"another SAE of layer {layer}"}
+    return words.get(name, f"{name} = {old}, not {new}")
 
 
 def identity(config: Config, jobs: list[Job], sae_hash: str) -> dict[str, Any]:
@@ -170,17 +187,17 @@ def repair_manifest(files: RunDir, batch_size: int) -> int:
 
 def clear(config: Config) -> None:
     """Take away what an earlier collection left in the folder, commit records first."""
-    for layer in (5, 15):
-        files = RunDir.of(config, layer)
+    layers = [RunDir.of(config, layer) for layer in (5, 15)]  # before the log that says which is the first
+    root = layers[0]
+    for files in layers:
         for path in (files.manifest, files.s_matrix):
             path.unlink(missing_ok=True)
-    root = RunDir.of(config)
     for kept in (root.codes, root.activations):
         shutil.rmtree(kept, ignore_errors=True)
     for picture in root.images.glob("img_*.png"):
         picture.unlink()
-    for layer in (5, 15):
-        RunDir.of(config, layer).run_log.unlink(missing_ok=True)
+    for files in layers:
+        files.run_log.unlink(missing_ok=True)
 
 
 def write_s_matrix(target: Target, images_per_block: int = 64) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fluxscope.config import Config
-from fluxscope.errors import CheckpointError
+from fluxscope.errors import CheckpointError, ConfigError
 from fluxscope.models.sites import Site, parse_site
 from fluxscope.models.spec import ModelSpec
 from fluxscope.rundir import RunDir
@@ -63,10 +63,8 @@ def open_tap(config: Config, spec: ModelSpec, site: Site, sae: LinearSae | None,
     """Open the stores of a site, cut back to the committed pictures, or to fewer where one holds fewer.
 
     Raises:
-        ConfigError: the model has no such site.
         RunDirError: the stores are of other sizes.
     """
-    spec.check_site(site)
     files, steps = RunDir.of(config), config.captured_step_indices
     tokens = config.n_image_tokens if site.kind.stream == "image" else config.max_sequence_length
     assert tokens is not None
@@ -81,29 +79,35 @@ def open_tap(config: Config, spec: ModelSpec, site: Site, sae: LinearSae | None,
     return Tap(site, sae, stores, done)
 
 
-def open_further_taps(
-    config: Config, spec: ModelSpec, device: torch.device, committed: int, taken: set[str]
-) -> list[Tap]:
-    """The taps of `sites`: "single.1" keeps raw activations, "single.1=path/to/sae_best.pt" codes.
+def load_further(
+    config: Config, spec: ModelSpec, device: torch.device, taken: set[str]
+) -> list[tuple[Site, LinearSae | None]]:
+    """The places of `sites`: "single.1" keeps raw activations, "single.1=path/to/sae_best.pt" codes.
 
     They have no manifest of their own: they are as far as their stores are, but never past the run's last
     commit.
 
     Args:
-        committed: pictures that the run's manifest lists.
         taken: sites that are listened at anyway.
+
+    Raises:
+        CheckpointError: an SAE is missing, damaged, or of another width than its site.
+        ConfigError: the model lacks a site, or one is named twice.
     """
-    taps = []
+    further: dict[str, tuple[Site, LinearSae | None]] = {}
     for entry in config.sites:
         name, _, path = entry.partition("=")
-        if name in taken:
-            continue
+        site = parse_site(name)
+        spec.check_site(site)
+        if name in further:
+            raise ConfigError(f"the site {name} is named twice", "Name each of --sites once.")
         sae = None
         if path:
             sae, _ = load(path, device)
             check_width(config, name, path, sae, spec)
-        taps.append(open_tap(config, spec, parse_site(name), sae, committed))
-    return taps
+        if name not in taken:
+            further[name] = site, sae
+    return list(further.values())
 
 
 def check_width(config: Config, site: str, path: str, sae: LinearSae, spec: ModelSpec) -> None:
