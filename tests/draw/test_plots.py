@@ -16,14 +16,14 @@ DRAWINGS = {
     "all dead": lambda: plots.frequency_histogram(np.zeros(4), 1),
     "frequency_comparison": lambda: plots.frequency_comparison({"a": FREQUENCY, "b": FREQUENCY}, 80),
     "partner_histogram": lambda: layer_plots.partner_histogram(
-        {"S": RNG.random(50), "token maps": np.array([0.5, np.nan]), "none": np.full(3, np.nan)}
+        {"S": RNG.random(50), "token maps": np.array([0.5, np.nan]), "none": np.full(3, np.nan)},
+        {"S": RNG.random(50) / 2},
     ),
-    "cka_matrix": lambda: layer_plots.cka_matrix(np.eye(3), list("abc"), list("abc")),
     "steps_profile": lambda: layer_plots.steps_profile(
-        np.array([0, 6, 13]), RNG.random((8, 3)), range(8), np.array([0.5, 0.7, 0.9]), 20
+        np.array([1, 7, 14]), RNG.random((8, 3)), range(8), np.array([0.5, 0.7, 0.9]), 20, 14
     ),
     "a silent feature": lambda: layer_plots.steps_profile(
-        np.array([13]), np.zeros((1, 1)), [5], np.array([-0.2]), 20
+        np.array([14]), np.zeros((1, 1)), [5], np.array([-0.2]), 20, 14
     ),
     "l0_comparison": lambda: plots.l0_comparison({"a": RNG.random(9) * 50, "b": np.full(9, 7.0)}),
 }

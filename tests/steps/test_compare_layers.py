@@ -10,6 +10,8 @@ from fluxscope.files import load_npy, read_json, read_jsonl
 from fluxscope.measures.compare import correlation_blocks, linear_cka, one_to_one, partners
 from fluxscope.progress import Reporter
 from fluxscope.rundir import RunDir
+from fluxscope.steps.layer_pictures import TOP_IMAGES, best_pairs, distinct
+from fluxscope.steps.layers import open_layer
 from fluxscope.steps.step import Context
 from tests.conftest import SMALL, run_steps
 
@@ -50,9 +52,9 @@ def test_every_alive_early_feature_persists_or_vanishes(compared):
 
 
 def test_a_layer_and_itself_give_identity_correlation_one_and_cka_one(compared):
-    layer = step.open_layer(compared, 15)
-    alive = layer.stats.alive
-    for name, found in step.match(layer, layer).items():
+    layer = open_layer(compared, 15, TOP_IMAGES)
+    alive, evidence = layer.stats.alive, step.Evidence.of(layer)
+    for name, found in step.match(evidence, evidence).items():
         varying = alive[np.isfinite(found.similarity[alive])]
         assert len(varying) > 100, name
         np.testing.assert_allclose(found.similarity[varying], 1, atol=1e-5)
@@ -64,7 +66,7 @@ def test_a_layer_and_itself_give_identity_correlation_one_and_cka_one(compared):
 
 
 def test_random_features_have_nothing_in_common(compared):
-    layer = step.open_layer(compared, 15)
+    layer = open_layer(compared, 15, TOP_IMAGES)
     rng = np.random.default_rng(0)
     rows = layer.token_rows()
     order = rng.permutation(rows.shape[0])
@@ -75,12 +77,67 @@ def test_random_features_have_nothing_in_common(compared):
     assert linear_cka([(dense, dense[order])]) < 0.1
 
 
+def test_features_are_more_alike_on_the_same_images_than_by_chance(compared):
+    found = read_json(compared.files.comparison)
+    by_maps = found["similarity"]["token_maps"]
+    assert by_maps["median"] > by_maps["median_by_chance"] + 0.1
+    assert found["persist_by_chance"] < len(found["persist"])
+    assert f"{found['persist_by_chance']} by chance" in found["words"]
+
+
+def test_every_alive_late_feature_has_its_partner_too(compared):
+    found = read_json(compared.files.comparison)
+    s = [load_npy(RunDir.of(compared.config, layer).s_matrix) for layer in (5, 15)]
+    back = found["matches_back"]["image_level"]
+    assert [row["feature"] for row in back] == np.flatnonzero((s[1] > 1e-4).any(0)).tolist()
+    row = next(row for row in back if row["partner"] is not None)
+    columns = s[0][:, row["partner"]], s[1][:, row["feature"]]
+    assert row["similarity"] == pytest.approx(np.corrcoef(*columns)[0, 1], abs=1e-5)
+
+
+def test_the_overlap_is_told_for_every_image(compared):
+    found = read_json(compared.files.comparison)
+    shares = found["top_feature_overlap_per_image"]
+    assert len(shares) == SMALL["max_prompts"] * 2
+    assert found["top_feature_overlap"] == pytest.approx(np.mean(shares))
+    for layer, l0 in found["l0"].items():
+        assert l0["per_token"] == 16 and l0["per_token_std"] == 0, layer  # TopK with k 16
+    assert "layer 5" in found["l0"]
+
+
+def test_the_pairs_shown_are_each_others_best_and_each_picture_is_of_its_own_prompt(compared):
+    early, late = (open_layer(compared, layer, TOP_IMAGES) for layer in (5, 15))
+    found = step.match(step.Evidence.of(early), step.Evidence.of(late))["token_maps"]
+    shown = best_pairs(early, found)
+    assert len(shown) == 10
+    assert (found.back_best[found.best[shown]] == shown).all()
+    assert (np.diff(found.similarity[shown]) <= 0).all()
+    records = step.same_images(early, late)
+    for feature in shown:
+        images = distinct(early.stats.top_idx[:, feature], records)
+        assert len({records[image]["prompt"] for image in images}) == len(images) == 4
+
+
+def test_a_second_comparison_leaves_no_other_files(compared):
+    before = sorted(compared.files.layer_comparison.iterdir())
+    run_steps(compared.config, "9", force=True)
+    assert sorted(compared.files.layer_comparison.iterdir()) == before
+
+
 def test_a_layer_that_was_not_collected_is_a_clear_error(tmp_path):
     small = {"max_prompts": 1, "num_inference_steps": 2, "target_step_number": 1}
     config = make_config(out_dir=str(tmp_path / "run"), compare_layers=False, **small)
     run_steps(config, "1")
     with pytest.raises(MissingInputError, match="layer 5 was not collected"):
         run_steps(config, "9")
+
+
+def test_a_missing_sae_is_found_before_anything_is_generated(tmp_path, capsys):
+    config = make_config(out_dir=str(tmp_path / "run"), layer5_sae_path="")
+    with pytest.raises(MissingInputError, match="step 9 .* no SAE is set for block 5") as caught:
+        run_steps(config, "1-11")
+    assert caught.value.hint.endswith("--steps 1,2,3,4,5,6,7,8,10,11")
+    assert not (tmp_path / "run").exists()
 
 
 def test_layers_of_different_images_are_refused(compared, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,21 +18,24 @@ if TYPE_CHECKING:
 @styled
 def partner_histogram(
     similarity: Mapping[str, Float[np.ndarray, " f"]],
+    chance: Mapping[str, Float[np.ndarray, " f"]],
     title: str = "How similar is each feature's best partner in the other layer?",
 ) -> Figure:
     """Draw how many features have a partner at least as similar as x, a curve for each measure.
 
     Args:
-        similarity: for each measure (correlation of S, of token maps, cosine of decoders, a random control),
-            the best partner's similarity for every feature; NaN is left out.
+        similarity: for each measure (correlation of S, of token maps, cosine of decoders), the best
+            partner's similarity for every feature; NaN is left out.
+        chance: the same where the two layers can have nothing in common, drawn dashed.
     """
-    figure, ax = new_figure(8.0, 4.4)
-    for (name, values), colour in zip(similarity.items(), COLOURS, strict=False):
-        known = np.sort(values[np.isfinite(values)])[::-1]
-        share = np.arange(1, len(known) + 1) / max(len(known), 1)
-        middle = f"median {np.median(known):.2f}" if len(known) else "none"
-        ax.step(known, share, where="pre", color=colour, lw=2, label=f"{name}: {middle}")
-    ax.set_xlim(1, min(0.0, *(np.nanmin(v, initial=0.0) for v in similarity.values())))
+    figure, ax = new_figure(8.4, 4.8)
+    colours = dict(zip(similarity, COLOURS, strict=False))
+    for name, values in similarity.items():
+        _share_above(ax, values, name, color=colours[name], lw=2)
+    for name, values in chance.items():  # after all measures: the legend's second column
+        _share_above(ax, values, f"{name}, by chance", color=colours[name], lw=1.3, ls=(0, (3, 2)))
+    every = (*similarity.values(), *chance.values())
+    ax.set_xlim(1, min(0.0, *(np.nanmin(values, initial=0.0) for values in every)))
     ax.set_ylim(0, 1.02)
     percent_axis(ax.yaxis)
     ax.set_xlabel("similarity of the best partner (1: the same)")
@@ -41,29 +44,12 @@ def partner_histogram(
     return figure
 
 
-@styled
-def cka_matrix(
-    cka: Float[np.ndarray, "m n"],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    title: str = "How alike are the layers' representations?",
-) -> Figure:
-    """Draw linear CKA between layers (or steps), 0 to 1, as an annotated map."""
-    count = max(cka.shape)
-    side = float(min(max(0.9 * count, 4.0), 13.0))
-    figure, ax = new_figure(side + 2.2, side * cka.shape[0] / count + 1.5)
-    shown = ax.imshow(cka, cmap="Blues", vmin=0, vmax=1)
-    ax.set_title(title)
-    ax.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
-    ax.set_yticks(range(len(rows)), rows)
-    ax.grid(False)
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
-    for (i, j), value in np.ndenumerate(cka):
-        ink = "white" if value > 0.55 else "#1C2028"
-        ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9, color=ink)
-    figure.colorbar(shown, ax=ax, shrink=0.8, label="linear CKA").outline.set_visible(False)
-    return figure
+def _share_above(ax: Axes, values: Float[np.ndarray, " f"], name: str, **style: Any) -> None:
+    """One curve: the share of the values that are x or more, named with the median."""
+    known = np.sort(values[np.isfinite(values)])[::-1]
+    share = np.arange(1, len(known) + 1) / max(len(known), 1)
+    middle = f"median {np.median(known):.2f}" if len(known) else "none"
+    ax.step(known, share, where="pre", label=f"{name}: {middle}", **style)
 
 
 @styled
@@ -73,14 +59,16 @@ def steps_profile(
     feature_ids: Sequence[int] | np.ndarray,
     explained: Float[np.ndarray, " s"],
     n_steps: int,
+    target: int,
     title: str = "When along denoising are the features active?",
 ) -> Figure:
     """Draw features' activity over denoising steps, and the SAE's explained variance above it.
 
     Args:
-        steps: 0-based step indices, ascending.
+        steps: numbers of steps, counted from 1, ascending.
         activity: each feature's mean activity at each step; every curve is drawn relative to its own peak.
         n_steps: how many steps a run has.
+        target: the step that the features were selected at, counted from 1.
     """
     figure, (upper, lower) = new_figure(9.0, 6.4, 2)
     lower.get_subplotspec().get_gridspec().set_height_ratios((1, 2.6))
@@ -97,9 +85,10 @@ def steps_profile(
     lower.set_ylim(0, 1.05)
     percent_axis(lower.yaxis)
     lower.set_ylabel("mean activity, share of the\nfeature's own peak")
-    lower.set_xlabel(f"denoising step (0 to {n_steps - 1}; noise at the left)")
+    lower.set_xlabel(f"denoising step, 1 to {n_steps} (noise at the left; dotted: the run's target step)")
     lower.legend(title="feature", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     for ax in (upper, lower):
+        ax.axvline(target, color="#9EA5B0", lw=1.2, ls=(0, (1, 2)), zorder=1)
         _step_axis(ax, n_steps)
     return figure
 
@@ -107,5 +96,5 @@ def steps_profile(
 def _step_axis(ax: Axes, n_steps: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    ax.set_xlim(-0.5, n_steps - 0.5)
+    ax.set_xlim(0.5, n_steps + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 GAP, PAD = 12, 16
 SIDE = 176  # width of the card's column of text
-CAPTION = 12
+CAPTION, CAPTION_LINES = 11, 3
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,10 @@ def pair_sheet(
         )
     size = fitted_size([picture for pair in shown for picture in (*pair.upper, *pair.lower)], tile)
     most = max(len(pair.upper) for pair in shown)
-    lines = max((len(wrap(c, font(CAPTION), size[0], 2)) for pair in shown for c in pair.captions), default=0)
+    lines = max(
+        (len(wrap(c, font(CAPTION), size[0], CAPTION_LINES)) for pair in shown for c in pair.captions),
+        default=0,
+    )
     card = (
         2 * PAD + SIDE + most * (size[0] + GAP) - GAP,
         2 * PAD + 2 * size[1] + 4 + (6 + lines * line_height(font(CAPTION)) if lines else 0),
@@ -105,7 +108,7 @@ def _draw_pair(
         paste_framed(page, draw, (x, top), pictures[0], size)
         paste_framed(page, draw, (x, below), pictures[1], size)
         if place < len(pair.captions):
-            caption = wrap(pair.captions[place], font(CAPTION), size[0], 2)
+            caption = wrap(pair.captions[place], font(CAPTION), size[0], CAPTION_LINES)
             write_lines(draw, (x, below + size[1] + 6), caption, font(CAPTION), INK)
 
 

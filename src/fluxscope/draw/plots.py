@@ -175,7 +175,7 @@ def frequency_comparison(
     n_images: int,
     title: str = "How often do the features of each layer fire?",
 ) -> Figure:
-    """Draw several layers' frequencies as density outlines on one logarithmic scale."""
+    """Draw how several layers' frequencies are spread, as outlines on one logarithmic scale."""
     figure, ax = new_figure(8.0, 4.2)
     bins = frequency_bins(n_images)
     for (name, frequency), colour in zip(frequencies.items(), COLOURS, strict=False):
@@ -193,21 +193,26 @@ def frequency_comparison(
 
 @styled
 def l0_comparison(
-    l0: Mapping[str, Float[np.ndarray, " n"]],
+    l0: Mapping[str, Float[np.ndarray, " n"] | Int[np.ndarray, " n"]],
     unit: str = "image",
     title: str = "How many features are active at once?",
 ) -> Figure:
-    """Draw the number of active features per image (or token) for several layers."""
+    """Draw the number of active features per image (or token) for several layers, as outlines."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, ax = new_figure(8.0, 4.2)
     low = min(float(values.min()) for values in l0.values())
     high = max(float(values.max()) for values in l0.values())
-    bins = np.linspace(low - 0.5, high + 0.5, int(min(41, high - low + 2)))
+    most = max(len(values) for values in l0.values())
+    bars = int(np.clip(2 * np.sqrt(most), 4, min(40, high - low + 1) if high > low + 3 else 4))
+    bins = np.linspace(low - 0.5, high + 0.5, bars + 1)
     for (name, values), colour in zip(l0.items(), COLOURS, strict=False):
-        ax.hist(
-            values, bins, color=colour, alpha=0.55, label=f"{name}: {values.mean():.1f} ± {values.std():.1f}"
-        )
-        ax.axvline(values.mean(), color=colour, lw=2)
-    ax.set_xlabel(f"active features per {unit} (L0; lines: means)")
+        label = f"{name}: {values.mean():.1f} ± {values.std():.1f}"
+        ax.hist(values, bins, histtype="stepfilled", color=colour, alpha=0.18)
+        ax.hist(values, bins, histtype="step", color=colour, lw=2, label=label)
+        ax.axvline(values.mean(), color=colour, lw=1.5, ls=(0, (4, 3)))
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel(f"active features per {unit} (L0; dashed: means)")
     ax.set_ylabel(f"{unit}s")
     head(ax, title, legend=True)
     return figure
@@ -234,10 +239,12 @@ def frequency_bins(n_images: int) -> Float[np.ndarray, " bins"]:
 
 
 def frequency_axis(ax: Axes, bins: Float[np.ndarray, " bins"]) -> None:
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     ax.set_xscale("log")
     ax.set_xlim(bins[0], bins[-1])
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     ax.set_xlabel("share of images on which the feature is active")
 
@@ -245,4 +252,4 @@ def frequency_axis(ax: Axes, bins: Float[np.ndarray, " bins"]) -> None:
 def percent_axis(axis: Any) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.set_major_formatter(PercentFormatter(1))  # with as many decimals as the ticks need

@@ -2,19 +2,24 @@
 
 Every feature of the early layer is matched with one of the late layer in three ways: by the correlation of
 S over images, by the correlation of token maps, and by the cosine of decoder directions. From the token
-maps' matches follow the words: which features persist, vanish, appear.
+maps' matches follow the words: which features persist, vanish, appear. Among thousands of candidates the
+best is similar by luck too, so the same is measured where nothing can be shared: with each image's tokens
+beside those of another image, and with random directions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Float32
+from scipy.sparse import csr_array, vstack
 
-from fluxscope.errors import MissingInputError, RunDirError
-from fluxscope.files import load_npy, write_json
+from fluxscope.files import write_json
 from fluxscope.measures.compare import (
+    Fates,
     Partners,
     correlation_blocks,
     cosine_blocks,
@@ -27,110 +32,104 @@ from fluxscope.measures.compare import (
     top_features,
     top_overlap,
 )
-from fluxscope.measures.stats import feature_stats
-from fluxscope.records import load_manifest
-from fluxscope.rundir import RunDir
-from fluxscope.sae.formats import load
-from fluxscope.steps.layer_pictures import SHEET_IMAGES, Layer, draw
+from fluxscope.steps.layer_pictures import TOP_IMAGES, draw
+from fluxscope.steps.layers import Layer, open_layer, same_images
 from fluxscope.steps.step import Context
-from fluxscope.store import CodeStore
 
 EARLY, LATE = 5, 15
 SAME = 0.5
 """Correlation of token maps from which on two features count as the same one."""
 
 TOP_FEATURES = 20
+"""How many of an image's most active features count in the overlap."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the features of a layer are compared by.
+
+    Attributes:
+        image_level: S, (n, f).
+        token_maps: the codes of all tokens, (n x t, f).
+        directions: of the decoder.
+    """
+
+    image_level: csr_array
+    token_maps: csr_array
+    directions: Float[np.ndarray, "f d"]
+
+    @classmethod
+    def of(cls, layer: Layer) -> Evidence:
+        return cls(sparse_S(layer.s), layer.token_rows(), layer.directions())
+
+    def unrelated(self) -> Evidence:
+        """The same features on other images: each image's row in the place of one half the run away."""
+        n = self.image_level.shape[0]
+        tokens = self.token_maps.shape[0] // n
+        noise = np.random.default_rng(0).standard_normal(self.directions.shape, dtype=np.float32)
+        return Evidence(rolled(self.image_level, n // 2), rolled(self.token_maps, n // 2 * tokens), noise)
+
+
+def rolled(x: csr_array, rows: int) -> csr_array:
+    """The matrix with its first rows moved to its end."""
+    return vstack([x[rows:], x[:rows]], format="csr")
 
 
 def run(context: Context) -> str:
     files = context.files
-    early, late = open_layer(context, EARLY), open_layer(context, LATE)
+    early, late = (open_layer(context, number, TOP_IMAGES) for number in (EARLY, LATE))
     records = same_images(early, late)
-    matches = match(early, late)
-    overlap = top_overlap(
-        top_features(early.s, TOP_FEATURES, early.stats.eps),
-        top_features(late.s, TOP_FEATURES, late.stats.eps),
-        matches["token_maps"].best,
-    )
+    seen = Evidence.of(late)
+    own = Evidence.of(early)
+    matches, chance = match(own, seen), match(own, seen.unrelated(), candidates=1)
     fate = fates(matches["token_maps"], early.stats.alive, late.stats.alive, SAME)
-    words = (
-        f"Of {len(early.stats.alive)} features alive in layer {EARLY}, {len(fate.persist)} persist to layer "
-        f"{LATE} (token maps correlate at {SAME} or more) and {len(fate.vanish)} vanish; "
-        f"{len(fate.appear)} of {len(late.stats.alive)} appear there."
-    )
+    lucky = int((chance["token_maps"].similarity[early.stats.alive] >= SAME).sum())
+    words = in_words(early, late, fate, lucky)
+    comparison = {
+        "words": words,
+        "cka": linear_cka(reconstructions(early, late)),
+        "l0": {layer.name: l0_of(layer) for layer in (early, late)},
+        **overlap_of(early, late, matches["token_maps"]),
+        "similarity": similarities(early, matches, chance),
+        "persist_by_chance": lucky,
+        "persist": fate.persist,
+        "vanish": fate.vanish,
+        "appear": fate.appear,
+        "matches": {name: matches_of(found, early) for name, found in matches.items()},
+        "matches_back": {name: back_matches_of(found, late) for name, found in matches.items()},
+    }
+    draw(context, early, late, matches, chance, records)
+    write_json(files.comparison, comparison)
     write_json(files.comparison_summary, summary_of(early, late))
-    write_json(
-        files.comparison,
-        {
-            "words": words,
-            "cka": linear_cka(reconstructions(early, late)),
-            "l0": {layer.name: l0_of(layer) for layer in (early, late)},
-            "top_feature_overlap": mean_or_none(overlap),
-            "persist": fate.persist,
-            "vanish": fate.vanish,
-            "appear": fate.appear,
-            "matches": {name: matches_of(found, early) for name, found in matches.items()},
-        },
-    )
-    draw(context, early, late, matches, records)
     return words
 
 
-def open_layer(context: Context, number: int) -> Layer:
-    """Read a layer's results.
+def in_words(early: Layer, late: Layer, fate: Fates, lucky: int) -> str:
+    """What becomes of the early layer's features, in one sentence.
 
-    Raises:
-        ConfigError: no SAE is set for it.
-        MissingInputError: it was not collected.
+    Args:
+        lucky: how many would persist by chance.
     """
-    config = context.config
-    files = RunDir.of(config, number)
-    if number not in config.sae_paths:
-        raise MissingInputError(
-            f"no SAE checkpoint is set for layer {number}",
-            f"Set layer{number}_sae_path and run step 1 again.",
-        )
-    if not files.s_matrix.is_file():
-        raise MissingInputError(
-            f"layer {number} was not collected: {files.s_matrix} is not there",
-            "Run step 1 with --compare-layers: fluxscope collect",
-        )
-    s = load_npy(files.s_matrix, mmap=True)
-    return Layer(
-        number,
-        files,
-        s,
-        feature_stats(s, config.eps_alive, SHEET_IMAGES),
-        CodeStore(files.codes, config.site_of(number), config.target_step_index),
-        load(config.sae_paths[number])[0],
+    return (
+        f"Of {len(early.stats.alive)} features alive in {early.name}, {len(fate.persist)} persist to "
+        f"{late.name} (token maps correlate at {SAME} or more; {lucky} by chance) and {len(fate.vanish)} "
+        f"vanish; {len(fate.appear)} of the {len(late.stats.alive)} alive in {late.name} appear there."
     )
 
 
-def same_images(early: Layer, late: Layer) -> list[dict[str, Any]]:
-    """The manifest, after a look whether both layers list the same images."""
-    records, _ = load_manifest(early.files.manifest, early.files.root)
-    others, _ = load_manifest(late.files.manifest, late.files.root)
-    if [(r["image_id"], r["seed"], r["prompt"]) for r in records] != [
-        (r["image_id"], r["seed"], r["prompt"]) for r in others
-    ]:
-        raise RunDirError(
-            f"layers {early.number} and {late.number} list different images",
-            "Collect both in one run: fluxscope collect --force",
-        )
-    return records
+def match(early: Evidence, late: Evidence, candidates: int | None = None) -> dict[str, Partners]:
+    """Each early feature's partners by image-level S, by token maps, and by decoder cosine.
 
-
-def match(early: Layer, late: Layer) -> dict[str, Partners]:
-    """Each early feature's partners by image-level S, by token maps, and by decoder cosine."""
-    sizes = early.store.n_features, late.store.n_features
-    found = {
-        "image_level": partners(correlation_blocks(sparse_S(early.s), sparse_S(late.s)), *sizes),
-        "token_maps": partners(correlation_blocks(early.token_rows(), late.token_rows()), *sizes),
+    The cosine is left out where the two SAEs are of different widths.
+    """
+    sizes = len(early.directions), len(late.directions)
+    blocks = {
+        "image_level": correlation_blocks(early.image_level, late.image_level),
+        "token_maps": correlation_blocks(early.token_maps, late.token_maps),
     }
-    if early.sae.input_dim == late.sae.input_dim:
-        of_early, of_late = (layer.sae.decoder.weight.T.numpy() for layer in (early, late))
-        found["decoder_cosine"] = partners(cosine_blocks(of_early, of_late), *sizes)
-    return found
+    if early.directions.shape[1] == late.directions.shape[1]:
+        blocks["decoder_cosine"] = cosine_blocks(early.directions, late.directions)
+    return {name: partners(rows, *sizes, candidates) for name, rows in blocks.items()}
 
 
 def matches_of(found: Partners, early: Layer) -> list[dict[str, Any]]:
@@ -139,24 +138,62 @@ def matches_of(found: Partners, early: Layer) -> list[dict[str, Any]]:
     return [
         {
             "feature": int(f),
-            "partner": int(found.best[f]) if found.best[f] >= 0 else None,
-            "similarity": float(found.similarity[f]) if np.isfinite(found.similarity[f]) else None,
-            "one_to_one": int(alone[f]) if alone[f] >= 0 else None,
+            "partner": known(found.best[f]),
+            "similarity": number(found.similarity[f]),
+            "one_to_one": known(alone[f]),
         }
         for f in early.stats.alive
     ]
 
 
+def back_matches_of(found: Partners, late: Layer) -> list[dict[str, Any]]:
+    """A record for each alive late feature: its best partner in the early layer."""
+    return [
+        {
+            "feature": int(f),
+            "partner": known(found.back_best[f]),
+            "similarity": number(found.back_similarity[f]),
+        }
+        for f in late.stats.alive
+    ]
+
+
+def similarities(
+    early: Layer, matches: dict[str, Partners], chance: dict[str, Partners]
+) -> dict[str, dict[str, float | None]]:
+    """The median similarity of the early features' best partners, by each measure, and what chance gives."""
+    alive = early.stats.alive
+    return {
+        name: {
+            "median": median(found.similarity[alive]),
+            "median_by_chance": median(chance[name].similarity[alive]),
+        }
+        for name, found in matches.items()
+    }
+
+
+def overlap_of(early: Layer, late: Layer, found: Partners) -> dict[str, Any]:
+    """The share of each image's most active early features whose partner is among its late ones."""
+    tops = [top_features(layer.s, TOP_FEATURES, layer.stats.eps) for layer in (early, late)]
+    overlap = top_overlap(tops[0], tops[1], found.best)
+    finite = overlap[np.isfinite(overlap)]
+    return {
+        "top_feature_overlap": number(finite.mean()) if len(finite) else None,
+        "top_feature_overlap_per_image": [number(share) for share in overlap],
+    }
+
+
 def reconstructions(early: Layer, late: Layer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """What the two SAEs make of the same tokens, a block of images at a time."""
-    for (_, a), (_, b) in zip(early.store.blocks(), late.store.blocks(), strict=True):
-        yield early.sae.decode(a.to_dense()).numpy(), late.sae.decode(b.to_dense()).numpy()
+    return zip(early.reconstructions(), late.reconstructions(), strict=True)
 
 
 def l0_of(layer: Layer) -> dict[str, float]:
-    per_image = image_l0(layer.s, layer.stats.eps)
+    """Active features of a token and of an image: means and standard deviations."""
+    per_token, per_image = layer.tokens_l0(), image_l0(layer.s, layer.stats.eps)
     return {
-        "per_token": layer.store.nnz / max(layer.store.n_images * layer.store.n_tokens, 1),
+        "per_token": float(per_token.mean()),
+        "per_token_std": float(per_token.std()),
         "per_image_mean": float(per_image.mean()),
         "per_image_std": float(per_image.std()),
     }
@@ -167,10 +204,10 @@ def summary_of(early: Layer, late: Layer) -> dict[str, Any]:
     alive = set(early.stats.alive.tolist()), set(late.stats.alive.tolist())
     summary: dict[str, Any] = {"num_images": len(early.s), "hidden_dim": early.store.n_features}
     for layer in (early, late):
-        l0 = l0_of(layer)
+        per_image = image_l0(layer.s, layer.stats.eps)
         summary[f"layer{layer.number}"] = {
-            "mean_l0": l0["per_image_mean"],
-            "std_l0": l0["per_image_std"],
+            "mean_l0": float(per_image.mean()),
+            "std_l0": float(per_image.std()),
             "num_alive_features": len(layer.stats.alive),
         }
     summary["comparison"] = {
@@ -181,6 +218,17 @@ def summary_of(early: Layer, late: Layer) -> dict[str, Any]:
     return summary
 
 
-def mean_or_none(values: np.ndarray) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else None
+def known(feature: int | np.integer) -> int | None:
+    """A feature as JSON keeps it; None for -1, which stands for none."""
+    return int(feature) if feature >= 0 else None
+
+
+def number(value: float | np.floating) -> float | None:
+    """A number as JSON keeps it; None for NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
+def median(values: Float32[np.ndarray, " m"]) -> float | None:
+    """The median of what is no NaN; None where nothing is."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else None

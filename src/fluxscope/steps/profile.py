@@ -55,7 +55,12 @@ def run(context: Context, pictures: int) -> str:
     explained = np.array([gathered[step].fit.scores().explained_variance for step in steps])
     write_json(files.steps_profile, as_json(context, features, steps, activity, gathered))
     picture = steps_profile(
-        np.array(steps), activity.astype(float), features, explained, config.num_inference_steps
+        np.array(steps) + 1,
+        activity.astype(float),
+        features,
+        explained,
+        config.num_inference_steps,
+        config.target_step_number,
     )
     save_image(files.steps_profile.with_suffix(".png"), picture)
     best = steps[int(explained.argmax())]
