@@ -11,9 +11,10 @@ from fluxscope.config import make_config
 from fluxscope.errors import ConfigError, MissingInputError
 from fluxscope.files import load_npy, read_json
 from fluxscope.progress import Reporter
+from fluxscope.records import load_manifest
 from fluxscope.rundir import RunDir
-from fluxscope.steps import profile
-from fluxscope.steps.step import Context
+from fluxscope.steps import pipeline, profile
+from fluxscope.steps.step import Context, run_step
 from fluxscope.store import CodeStore, RawStore
 from tests.conftest import SMALL, run_steps
 
@@ -29,14 +30,57 @@ def calls(monkeypatch):
     return counted
 
 
-def test_both_layers_cost_the_calls_of_one_pass_and_the_later_steps_none(tmp_path, calls):
-    settings = {**SMALL, "out_dir": str(tmp_path / "run"), "max_prompts": 9}
-    run_steps(make_config(**settings), "1")
-    assert len(calls) == math.ceil(9 * 2 / SMALL["batch_size"]) * 20
-    calls.clear()
+STEERED = {
+    **{"max_prompts": 6, "batch_size": 6, "num_inference_steps": 3, "target_step_number": 2},
+    **{"min_prompts": 2, "top_features": 2, "top_examples_per_feature": 1},
+    **{"steer_features": 1, "steer_images": 1, "steer_steps": "1-2", "steer_scales": (0, 1, 2)},
+    **{
+        "steer_strengths": (-4, 0, 4, 8),
+        "demo_candidates": 2,
+        "demo_finalists": 1,
+        "demo_strengths": (2, 4, 8),
+    },
+}
+
+
+def planned(config, files):
+    """The transformer calls of each step, from what its results say that it made."""
+
+    def steered(rows):  # from the first steered step on, in batches that hold a baseline each
+        return math.ceil(rows / (config.batch_size - 1)) * (config.num_inference_steps - 1)
+
+    manifest, _ = load_manifest(files.manifest, files.root)
+    experiments = read_json(files.steering_summary)["experiments"]
+    demos = read_json(files.best_demo_candidates)["features"]
+    candidates = [image for record in demos for image in record["candidates"]["image_ids"]]
+    finals = sum(min(config.demo_finalists, len(record["all_scored"])) for record in demos)
+    # The step before the first steered one is taken once for each picture.
+    return {
+        1: math.ceil(len(manifest) / config.batch_size) * config.num_inference_steps,
+        7: len({e["image_id"] for e in experiments}) + len(experiments) * (steered(3) + steered(2 * 3)),
+        10: len(set(candidates)) + len(candidates) * steered(2) + finals * steered(2 * 3),
+    }
+
+
+def test_all_steps_call_the_model_as_often_as_collecting_and_steering_need(tmp_path, calls, monkeypatch):
+    """Steps 5 and 9, and all others but 1, 7 and 10, only look things up; a second layer needs no step 1."""
+    by_step = {}
+
+    def counting(step, *rest):
+        before = len(calls)
+        run_step(step, *rest)
+        by_step[step.number] = len(calls) - before
+
+    monkeypatch.setattr(pipeline, "run_step", counting)
     for layer in (15, 5):
-        run_steps(make_config(**settings, active_layer=layer), "1-6,8,9")
-    assert not calls
+        config = make_config(out_dir=str(tmp_path / "run"), active_layer=layer, **STEERED)
+        run_steps(config, "1-11")
+        files = RunDir.of(config)
+        expected = dict.fromkeys(range(1, 12), 0) | planned(config, files)
+        if layer == 5:
+            expected[1] = 0
+        assert by_step == expected
+        assert files.steering_grids_summary.is_file() and files.comparison.is_file()
 
 
 def test_the_profile_at_the_target_step_is_what_the_run_found(finished, tmp_path, calls):
@@ -113,3 +157,9 @@ def test_a_site_that_the_model_lacks_is_an_error_before_anything_is_generated(tm
         run_steps(config, "1")
     assert "single.L and single.L.context for L from 0 to 1" in caught.value.hint
     assert not (tmp_path / "run").exists()
+
+
+def test_a_site_named_twice_is_an_error(tmp_path):
+    config = make_config(out_dir=str(tmp_path / "run"), sites=("double.3", "double.3"), max_prompts=1)
+    with pytest.raises(ConfigError, match=r"double\.3 is named twice"):
+        run_steps(config, "1")
