@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxscope.draw.grid import GridRow, labelled_grid
@@ -27,6 +27,7 @@ def pixels(image, colour):
     return int((np.asarray(image) == colour).all(-1).sum())
 
 
+@settings(deadline=None)
 @given(text=st.text(max_size=200), width=st.integers(20, 200), lines=st.integers(1, 3))
 def test_wrapped_text_keeps_to_its_room(text, width, lines):
     face = font(13)
@@ -82,6 +83,10 @@ def test_grid_shows_all_and_marks_the_baseline():
     assert pixels(grid, BLUE) >= 2 * 50 * 50
     plain = labelled_grid(rows, ["-5", "0", "+5"], "Title", tile=50)
     assert pixels(grid, ACCENT) > pixels(plain, ACCENT)
+    gap = [*rows, GridRow([None, None, flat(RED)]), rows[0]]
+    frames = pixels(labelled_grid(gap, ["-5", "0", "+5"], baseline=1, tile=50), ACCENT)
+    whole = [*rows, GridRow([None, flat(RED), None]), rows[0]]
+    assert frames != pixels(labelled_grid(whole, ["-5", "0", "+5"], baseline=1, tile=50), ACCENT)
     bare = labelled_grid([GridRow([flat(GREEN)])], ["only"], tile=50)
     assert bare.width == 50 + 2 * MARGIN
 

@@ -74,7 +74,8 @@ def labelled_grid(
     for number, row in enumerate(rows):
         _draw_row(page, draw, top + HEAD + number * plan.row_height, row, plan)
     if baseline is not None:
-        _frame_column(draw, top, len(rows), baseline, plan)
+        for first, last in _runs([row.pictures[baseline] is not None for row in rows]):
+            _frame_column(draw, top, (first, last), baseline, plan)
     return page
 
 
@@ -137,8 +138,21 @@ def _draw_row(page: Image, draw: ImageDraw, top: int, row: GridRow, plan: _Plan)
             draw.text((left + plan.tile[0] / 2, top + plan.tile[1] + 4), note, FAINT, font(11), anchor="ma")
 
 
-def _frame_column(draw: ImageDraw, top: int, rows: int, baseline: int, plan: _Plan) -> None:
+def _runs(there: Sequence[bool]) -> list[tuple[int, int]]:
+    """First and last number of each unbroken run."""
+    runs: list[tuple[int, int]] = []
+    for number in (n for n, here in enumerate(there) if here):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
+
+
+def _frame_column(draw: ImageDraw, top: int, rows: tuple[int, int], baseline: int, plan: _Plan) -> None:
+    """Frame the unchanged pictures of some rows, first to last; the first row's frame holds its label."""
     left = MARGIN + plan.column_left(baseline)
-    bottom = top + HEAD + rows * plan.row_height - GAP
-    frame = (left - 5, top, left + plan.tile[0] + 4, bottom + 4)
+    first = top + HEAD + rows[0] * plan.row_height
+    bottom = top + HEAD + (rows[1] + 1) * plan.row_height - GAP
+    frame = (left - 5, first - (HEAD if rows[0] == 0 else 5), left + plan.tile[0] + 4, bottom + 4)
     draw.rounded_rectangle(frame, radius=7, outline=ACCENT, width=2)

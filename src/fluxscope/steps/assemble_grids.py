@@ -62,8 +62,9 @@ def assemble(
         title=f"Feature {feature}: demo {number + 1}",
         subtitle=f"image {image_id} · seed {demo['seed']} · {unit_in_words(record)} "
         f"· best at ±{demo['best_strength']:g}",
-        footer=f"distance: {distance} · score {demo['combined_score']:.3f}, consistency "
-        f"{demo['consistency']:.2f}",
+        footer=f"{made_with['model_id']} · {site_in(made_with)}, steps {made_with['steer_steps']} · "
+        f"distance: {distance} · score {demo['combined_score']:.3f}, "
+        f"consistency {demo['consistency']:.2f}",
         baseline=len(strengths) // 2,
     )
     path, strip = files.demo_grid(feature, number), files.demo_strip(feature, number, image_id)
@@ -95,6 +96,12 @@ def demo_row(
     distances |= {-t["strength"]: t["neg_lpips"] for t in demo["tries"]}
     notes = ["unchanged" if s == 0 else f"distance {distances[s]:.3f}" for s in strengths]
     return GridRow(pictures, demo["prompt"], notes, overlay)
+
+
+def site_in(made_with: dict[str, Any]) -> str:
+    """Where the demos were steered."""
+    elsewhere = made_with["steer_site"]
+    return elsewhere.format(layer=made_with["layer_index"]) if elsewhere else made_with["site"]
 
 
 def unit_in_words(record: dict[str, Any]) -> str:
@@ -130,7 +137,7 @@ def steering_sheet(config: Config, report: Reporter) -> None:
         rows,
         [signed(s) for s in strengths],
         title=f"{len(rows)} steering demos of {len(demos['features'])} features",
-        subtitle=f"{config.model_id} · {demos['config']['site']} · steps {demos['config']['steer_steps']}",
+        subtitle=f"{config.model_id} · {site_in(demos['config'])} · steps {demos['config']['steer_steps']}",
         footer=f"distance: {demos['config']['distance']} · strengths in units of "
         + units[demos["features"][0]["strength_unit"]],
         baseline=len(strengths) // 2,

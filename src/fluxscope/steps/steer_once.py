@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fluxscope.config import Config
-from fluxscope.draw.difference import difference_map
+from fluxscope.draw.difference import difference_legend, difference_map
 from fluxscope.draw.grid import GridRow, labelled_grid
 from fluxscope.errors import ConfigError, MissingInputError
 from fluxscope.files import save_image
@@ -100,7 +100,12 @@ def steer_once(config: Config, request: Request, report: Reporter) -> Path:
     heard: list[torch.Tensor] = []
     with listening(config, files.layer, steerer, request.features, heard):
         made = steerer.steer(request.prompt, request.seed, [request.changes(units)], scope)
-    return write_sheet(config, files, request, made, heard[0].numpy(), when_and_where(config, scope), report)
+    how = [f"seed {request.seed}", when_and_where(config, scope)]
+    if request.region is not None:
+        how.append(f"region {','.join(map(str, request.region))}")
+    if request.kind == "add":
+        how.append(units_in_words(units))
+    return write_sheet(config, files, request, made, heard[0].numpy(), " · ".join(how), report)
 
 
 def loaded(config: Config, request: Request, report: Reporter) -> Steerer:
@@ -133,6 +138,12 @@ def units_of(config: Config, files: RunDir, request: Request, report: Reporter) 
     return {feature: amount for feature, (_, amount) in units.items()}
 
 
+def units_in_words(units: dict[int, float]) -> str:
+    """What a strength of 1 is; without a run it is 1 along the unit decoder direction."""
+    amounts = ", ".join(f"{amount:.3g}" for amount in units.values() or (1.0,))
+    return f"strength 1 is {amounts} along the unit direction"
+
+
 def listening(
     config: Config, layer: int, steerer: Steerer, features: tuple[int, ...], heard: list[torch.Tensor]
 ) -> Capture:
@@ -152,38 +163,34 @@ def write_sheet(
     request: Request,
     made: Steered,
     token_map: np.ndarray,
-    where: str,
+    how: str,
     report: Reporter,
 ) -> Path:
+    """Write the picture, its baseline and the sheet with both, and say what changed."""
     baseline, steered = made.baseline.numpy(), made.pictures[0].numpy()
-    change = pixel_change(steered, baseline)
     distance = load_distance(config)
-    far = float(distance([steered], [baseline])[0])
+    far, change = float(distance([steered], [baseline])[0]), pixel_change(steered, baseline).mean()
+    active = int((token_map > 0).sum())
     name = f"{request.names} {request.words} seed {request.seed}".replace(", ", "_").replace(" ", "_")
     folder = files.steering / "once"
     for what, pixels in (("baseline", baseline), ("steered", steered)):
         save_image(folder / f"{name}_{what}.png", Image.fromarray(pixels))
-    columns = ["baseline", request.words, "difference"]
-    overlay = heat_over(config, baseline, token_map)
-    notes = ["", f"distance {far:.3f}", f"mean change {change.mean():.1%}"]
-    row = GridRow([baseline, steered, difference_map(steered, baseline)], request.prompt, notes, overlay)
+    fires = f"active on {active} of {len(token_map)} tokens"
+    notes = ["", f"distance {far:.3f}", f"mean change {change:.1%}"]
+    pictures = [baseline, steered, difference_map(steered, baseline)]
     sheet = labelled_grid(
-        [row],
-        columns,
+        [GridRow(pictures, request.prompt, notes, heat_over(config, baseline, token_map))],
+        ["baseline", request.words, "difference"],
         title=f"{request.names}, {request.words}".capitalize(),
-        subtitle=f"seed {request.seed} · {where}",
-        footer=f"{config.model_id} · distance: {distance.name}",
+        subtitle=how,
+        footer=f"{config.model_id} · distance: {distance.name} · {difference_legend()}",
         baseline=0,
         tile=224,
     )
     path = folder / f"{name}.png"
     save_image(path, sheet)
-    active = int((token_map > 0).sum())
-    report.say(
-        f"{request.names}: active on {active} of {len(token_map)} tokens of the baseline in step "
-        f"{config.target_step_number}, at most {token_map.max():.3g}"
-    )
-    report.say(f"distance from the baseline {far:.3f}, mean change of a pixel {change.mean():.2%}")
+    report.say(f"{request.names}: {fires} of the baseline in step {config.target_step_number}")
+    report.say(f"distance from the baseline {far:.3f}, mean change of a pixel {change:.2%}")
     report.say(f"{path}")
     return path
 
@@ -209,9 +216,9 @@ def steer_bench(
         rows,
         labels,
         title=f"{request.names}: strengths and steps".capitalize(),
-        subtitle=f"{request.prompt} · seed {request.seed}",
-        footer=f"{config.model_id} · {scope_of(config, files.layer, request.kind).site.name} · "
-        f"distance: {distance.name}",
+        subtitle=f"{request.prompt} · seed {request.seed} · {units_in_words(units)}",
+        footer=f"{config.model_id} · {scopes[0].site.name} · distance: {distance.name} · "
+        f"{difference_legend()}",
         baseline=0,
         tile=128,
     )
