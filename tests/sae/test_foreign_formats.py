@@ -178,6 +178,18 @@ def diffract_state(film: TimestepSparseAutoencoder) -> dict[str, torch.Tensor]:
     return {name: tensor.clone().contiguous() for name, tensor in film.state_dict().items()}
 
 
+@pytest.mark.parametrize("names", [("k", "threshold"), ("threshold",)])
+def test_a_threshold_of_another_shape_is_named(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """A BatchTopK's is one number, a JumpReLU's one a latent; here they are neither."""
+    encoder, bias, decoder, decoder_bias = four()
+    state = {"W_enc": encoder.T, "b_enc": bias, "W_dec": decoder, "b_dec": decoder_bias}
+    extra = {"k": torch.tensor(K), "threshold": torch.zeros(3)}
+    sizes = {"group_sizes": torch.tensor([4, F - 4])}
+    torch.save(state | sizes | {name: extra[name] for name in names}, tmp_path / "ae.pt")
+    with pytest.raises(CheckpointError, match="threshold in .* is 3, expected"):
+        load(tmp_path / "ae.pt")
+
+
 def test_diffract_is_an_ordinary_sae_at_each_timestep(tmp_path: Path) -> None:
     film = TimestepSparseAutoencoder(D, F, embedding_dim=8)
     path = tmp_path / "sae_img_12.pt"

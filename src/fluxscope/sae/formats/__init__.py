@@ -24,8 +24,9 @@ from fluxscope.sae.formats import (
     saev,
     sparsify,
 )
-from fluxscope.sae.formats.format import Candidate, Format, Imported
+from fluxscope.sae.formats.format import Format, Imported
 from fluxscope.sae.formats.hub import resolve
+from fluxscope.sae.formats.weight_files import Candidate
 
 FORMATS: tuple[Format, ...] = (
     native.FORMAT,

@@ -22,33 +22,23 @@ from torch import Tensor
 from fluxscope import files
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.batch_topk import BatchTopKSparseAutoencoder
-from fluxscope.sae.formats.format import (
-    Candidate,
-    Format,
-    Imported,
-    Parts,
-    checked_parts,
-    keep_above,
-    keep_topk,
-    positive_integer,
-    require,
-    unsupported,
-    write_torch,
-)
+from fluxscope.sae.formats.format import Format, Imported, Parts, keep_above, keep_topk, unsupported
+from fluxscope.sae.formats.layout import PLAIN, linear, positive_integer, require, require_shape
+from fluxscope.sae.formats.weight_files import Candidate, write_torch
 from fluxscope.sae.jumprelu import JumpReLUSparseAutoencoder
 from fluxscope.sae.matryoshka import MatryoshkaSparseAutoencoder
 from fluxscope.sae.relu import SparseAutoencoder
 from fluxscope.sae.topk import TopKSparseAutoencoder
 
-_LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
-_PLAIN = ("W_enc", "b_enc", "W_dec", "b_dec")
+_STANDARD, _TOPK = linear("bias"), linear("b_dec")
 
 
 def recognise(candidate: Candidate) -> bool:
     names = set(candidate.state)
     if candidate.path.suffix == ".safetensors" or candidate.header:
         return False
-    return names >= {*_LINEAR, "b_dec"} or names >= {*_LINEAR, "bias"} or names >= {*_PLAIN, "threshold"}
+    known = (_STANDARD.names, _TOPK.names, (*PLAIN.names, "threshold"))
+    return any(names >= set(needed) for needed in known)
 
 
 def read(candidate: Candidate) -> Imported:
@@ -56,22 +46,23 @@ def read(candidate: Candidate) -> Imported:
     trainer = candidate.config.get("trainer", {})
     source = {"layer": trainer.get("layer"), "source_config": candidate.config}
     if "bias" in state:
-        parts = checked_parts(state, (*_LINEAR, "bias"), path, True, False)
+        parts = _STANDARD.parts(state, path)
         return parts.imported(SparseAutoencoder(*_widths(parts)), source, torch.relu)
     if "k" not in state and "W_enc" in state:
-        parts = checked_parts(state, _PLAIN, path, False, True, centred=False)
+        parts = PLAIN.parts(state, path, centred=False)
         threshold = require(state, ("threshold",), path)["threshold"]
+        require_shape(threshold, parts.bias.shape, "threshold", path)
         jump = JumpReLUSparseAutoencoder(*_widths(parts))
         jump.threshold.data.copy_(threshold)
         return parts.imported(jump, source, keep_above(threshold))
     k = positive_integer(state.get("k", trainer.get("k")), "k", path)
     if "W_enc" in state:
-        parts = checked_parts(state, _PLAIN, path, False, True)
+        parts = PLAIN.parts(state, path)
         levels = require(state, ("group_sizes",), path)["group_sizes"].long().cumsum(0).tolist()
         return _batch_topk(
             parts, MatryoshkaSparseAutoencoder(*_widths(parts), k, levels), state, path, source
         )
-    parts = checked_parts(state, (*_LINEAR, "b_dec"), path, True, False)
+    parts = _TOPK.parts(state, path)
     if trainer.get("dict_class") == "BatchTopKSAE":
         return _batch_topk(parts, BatchTopKSparseAutoencoder(*_widths(parts), k), state, path, source)
     return parts.imported(TopKSparseAutoencoder(*_widths(parts), k), source, keep_topk(k))
@@ -85,6 +76,7 @@ def _batch_topk(
     source: dict[str, Any],
 ) -> Imported:
     threshold = require(state, ("threshold",), path)["threshold"]
+    require_shape(threshold, (), "threshold", path)
     sae.threshold.copy_(threshold)
     return parts.imported(sae, source, keep_above(threshold))
 
@@ -112,29 +104,20 @@ def write(path: Path, sae: LinearSae, config: Mapping[str, Any]) -> None:
 
 
 def _export(sae: LinearSae) -> tuple[str, dict[str, Tensor]]:
-    linear = {
-        "encoder.weight": sae.encoder.weight,
-        "encoder.bias": sae.encoder.bias,
-        "decoder.weight": sae.decoder.weight,
-    }
     if isinstance(sae, SparseAutoencoder):
-        return "AutoEncoder", linear | {"bias": sae.pre_bias}
+        return "AutoEncoder", _STANDARD.tensors(sae)
     if isinstance(sae, TopKSparseAutoencoder):
-        return "AutoEncoderTopK", linear | {"b_dec": sae.pre_bias} | _scalars(sae.k, torch.tensor(-1.0))
-    plain = {
-        "W_enc": sae.encoder.weight.T,
-        "b_enc": sae.encoder.bias,
-        "W_dec": sae.decoder.weight.T,
-        "b_dec": sae.pre_bias,
-    }
+        return "AutoEncoderTopK", _TOPK.tensors(sae) | _scalars(sae.k, torch.tensor(-1.0))
     if isinstance(sae, MatryoshkaSparseAutoencoder):
         sizes = torch.tensor(sae.levels).diff(prepend=torch.tensor([0]))
-        return "MatryoshkaBatchTopKSAE", plain | _scalars(sae.k, sae.threshold) | {"group_sizes": sizes}
+        scalars = _scalars(sae.k, sae.threshold)
+        return "MatryoshkaBatchTopKSAE", PLAIN.tensors(sae) | scalars | {"group_sizes": sizes}
     if isinstance(sae, BatchTopKSparseAutoencoder):
-        return "BatchTopKSAE", linear | {"b_dec": sae.pre_bias} | _scalars(sae.k, sae.threshold)
+        return "BatchTopKSAE", _TOPK.tensors(sae) | _scalars(sae.k, sae.threshold)
     if isinstance(sae, JumpReLUSparseAutoencoder):
         uncentred = sae.encoder.bias.double() - sae.encoder.weight.double() @ sae.pre_bias.double()
-        return "JumpReluAutoEncoder", plain | {"b_enc": uncentred.float(), "threshold": sae.threshold}
+        changed = {"b_enc": uncentred.float(), "threshold": sae.threshold}
+        return "JumpReluAutoEncoder", PLAIN.tensors(sae) | changed
     raise unsupported("dictionary_learning", sae, "its five kinds of dictionaries")
 
 

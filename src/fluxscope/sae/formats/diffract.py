@@ -16,9 +16,11 @@ import torch
 
 from fluxscope.errors import CheckpointError
 from fluxscope.sae.film import TimestepSparseAutoencoder
-from fluxscope.sae.formats.format import Candidate, Format, Imported, checked_parts, require, require_shape
+from fluxscope.sae.formats.format import Format, Imported
+from fluxscope.sae.formats.layout import linear, require, require_shape
+from fluxscope.sae.formats.weight_files import Candidate
 
-_NAMES = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
+_LAYOUT = linear("decoder.bias")
 _TIME = tuple(
     f"{layer}.{kind}" for layer in ("time_mlp.0", "time_mlp.2", "mod_linear") for kind in ("weight", "bias")
 )
@@ -26,7 +28,7 @@ _SITES = {"img": "ff", "txt": "ff_context"}
 
 
 def recognise(candidate: Candidate) -> bool:
-    return not candidate.header and {*_NAMES, *_TIME} <= set(candidate.state)
+    return not candidate.header and {*_LAYOUT.names, *_TIME} <= set(candidate.state)
 
 
 def read(candidate: Candidate) -> Imported:
@@ -62,7 +64,7 @@ def read_film(candidate: Candidate) -> TimestepSparseAutoencoder:
         CheckpointError: a tensor is missing, of another shape, transposed, or holds NaN.
     """
     state, path = candidate.state, candidate.path
-    parts = checked_parts(state, _NAMES, path, encoder_by_latent=True, decoder_by_latent=False, centred=False)
+    parts = _LAYOUT.parts(state, path, centred=False)
     time = require(state, _TIME, path)
     f, d = parts.encoder.shape
     film = TimestepSparseAutoencoder(d, f, time["time_mlp.0.bias"].numel())
@@ -71,7 +73,7 @@ def read_film(candidate: Candidate) -> TimestepSparseAutoencoder:
         require_shape(tensor, tuple(wanted[name].shape), name, path)
         wanted[name].copy_(tensor)
     tensors = (parts.encoder, parts.bias, parts.decoder.T, parts.decoder_bias)
-    for name, tensor in zip(_NAMES, tensors, strict=True):
+    for name, tensor in zip(_LAYOUT.names, tensors, strict=True):
         wanted[name].copy_(tensor)
     return film.requires_grad_(False)
 

@@ -16,18 +16,11 @@ from typing import Any
 from fluxscope.errors import CheckpointError
 from fluxscope.sae import ARCHITECTURES
 from fluxscope.sae.base import LinearSae
-from fluxscope.sae.formats.format import (
-    Candidate,
-    Format,
-    Imported,
-    checked_parts,
-    positive_integer,
-    require,
-    require_shape,
-    write_torch,
-)
+from fluxscope.sae.formats.format import Format, Imported
+from fluxscope.sae.formats.layout import linear, positive_integer, require, require_shape
+from fluxscope.sae.formats.weight_files import Candidate, write_torch
 
-_NAMES = ("encoder.weight", "encoder.bias", "decoder.weight", "pre_bias")
+_LAYOUT = linear("pre_bias")
 _FOLDER = re.compile(r"layer(?P<layer>\d+)|_t(?P<timestep>\d+)(?=_|$)|topk(?P<topk_k>\d+)")
 
 
@@ -49,12 +42,12 @@ def read(candidate: Candidate) -> Imported:
             f"model_state_dict in {path} is no dictionary", "It is not an SAE's checkpoint."
         )
     state = _without_prefix(state)
-    parts = checked_parts(state, _NAMES, path, encoder_by_latent=True, decoder_by_latent=False)
+    parts = _LAYOUT.parts(state, path)
     f, d = parts.encoder.shape
     config = _complete(candidate.state.get("config"), d, f, path)
     sae = parts.fill(_architecture(config, path).from_config(d, f, config))
     own = sae.state_dict()
-    extra = tuple(name for name in own if name not in _NAMES)
+    extra = tuple(name for name in own if name not in _LAYOUT.names)
     for name, tensor in require(state, extra, path).items():
         require_shape(tensor, tuple(own[name].shape), name, path)
         own[name].copy_(tensor)

@@ -10,18 +10,13 @@ from __future__ import annotations
 import torch
 
 from fluxscope.errors import CheckpointError
-from fluxscope.sae.formats.format import (
-    Candidate,
-    Format,
-    Imported,
-    checked_parts,
-    keep_topk,
-    positive_integer,
-)
+from fluxscope.sae.formats.format import Format, Imported, keep_topk
+from fluxscope.sae.formats.layout import linear, positive_integer
+from fluxscope.sae.formats.weight_files import Candidate
 from fluxscope.sae.relu import SparseAutoencoder
 from fluxscope.sae.topk import TopKSparseAutoencoder
 
-_NAMES = ("encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
+_LAYOUT = linear("pre_bias", bias="latent_bias")
 
 
 def recognise(candidate: Candidate) -> bool:
@@ -35,7 +30,7 @@ def read(candidate: Candidate) -> Imported:
         CheckpointError: the activation is another one, or TopK's k is missing.
     """
     state, path = candidate.state, candidate.path
-    parts = checked_parts(state, _NAMES, path, encoder_by_latent=True, decoder_by_latent=False)
+    parts = _LAYOUT.parts(state, path)
     f, d = parts.encoder.shape
     activation = state.get("activation", "ReLU")
     if activation == "ReLU":

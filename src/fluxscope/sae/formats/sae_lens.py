@@ -17,30 +17,18 @@ from fluxscope import files
 from fluxscope.errors import CheckpointError
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.batch_topk import BatchTopKSparseAutoencoder
-from fluxscope.sae.formats.format import (
-    Candidate,
-    Format,
-    Imported,
-    Parts,
-    checked_parts,
-    keep_above,
-    keep_topk,
-    positive_integer,
-    require,
-    require_shape,
-    unsupported,
-    write_safetensors,
-)
+from fluxscope.sae.formats.format import Format, Imported, Parts, keep_above, keep_topk, unsupported
+from fluxscope.sae.formats.layout import PLAIN, positive_integer, require, require_shape
+from fluxscope.sae.formats.weight_files import Candidate, write_safetensors
 from fluxscope.sae.jumprelu import JumpReLUSparseAutoencoder
 from fluxscope.sae.relu import SparseAutoencoder
 from fluxscope.sae.topk import TopKSparseAutoencoder
 
 WEIGHTS = "sae_weights.safetensors"
-_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def recognise(candidate: Candidate) -> bool:
-    return candidate.path.suffix == ".safetensors" and set(candidate.state) >= set(_NAMES)
+    return candidate.path.suffix == ".safetensors" and set(candidate.state) >= set(PLAIN.names)
 
 
 def read(candidate: Candidate) -> Imported:
@@ -55,7 +43,7 @@ def read(candidate: Candidate) -> Imported:
         raise CheckpointError(f"{path} has no cfg.json beside it", "Keep both files in one folder.")
     _check_normalisation(config.get("normalize_activations"), path)
     centred = bool(config.get("apply_b_dec_to_input", True))
-    parts = checked_parts(candidate.state, _NAMES, path, False, True, centred)
+    parts = PLAIN.parts(candidate.state, path, centred)
     f, d = parts.encoder.shape
     source = {"source_config": config}
     architecture = config["architecture"]
@@ -100,12 +88,7 @@ def _fold_norms(parts: Parts) -> Parts:
 
 def write(path: Path, sae: LinearSae, config: Mapping[str, Any]) -> None:
     """Write cfg.json and sae_weights.safetensors into the folder `path`."""
-    tensors = {
-        "W_enc": sae.encoder.weight.T,
-        "b_enc": sae.encoder.bias,
-        "W_dec": sae.decoder.weight.T,
-        "b_dec": sae.pre_bias,
-    }
+    tensors = PLAIN.tensors(sae)
     cfg: dict[str, Any] = {
         "d_in": sae.input_dim,
         "d_sae": sae.hidden_dim,

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from fluxscope.errors import CheckpointError
-from fluxscope.sae.formats.format import Candidate, Format, Imported, checked_parts, positive_integer
+from fluxscope.sae.formats.format import Format, Imported
+from fluxscope.sae.formats.layout import PLAIN, positive_integer
+from fluxscope.sae.formats.weight_files import Candidate
 from fluxscope.sae.relu import SparseAutoencoder
 from fluxscope.sae.topk import TopKSparseAutoencoder
 
-_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
-
 
 def recognise(candidate: Candidate) -> bool:
-    return bool(candidate.header) and set(candidate.state) >= set(_NAMES)
+    return bool(candidate.header) and set(candidate.state) >= set(PLAIN.names)
 
 
 def read(candidate: Candidate) -> Imported:
     path = candidate.path
-    parts = checked_parts(candidate.state, _NAMES, path, False, True, centred=False)
+    parts = PLAIN.parts(candidate.state, path, centred=False)
     f, d = parts.encoder.shape
     config = candidate.header
     name, k = _activation(config)

@@ -13,24 +13,17 @@ from typing import Any
 from fluxscope import files
 from fluxscope.errors import CheckpointError
 from fluxscope.sae.base import LinearSae
-from fluxscope.sae.formats.format import (
-    Candidate,
-    Format,
-    Imported,
-    checked_parts,
-    keep_topk,
-    positive_integer,
-    unsupported,
-    write_safetensors,
-)
+from fluxscope.sae.formats.format import Format, Imported, keep_topk, unsupported
+from fluxscope.sae.formats.layout import Layout, positive_integer
+from fluxscope.sae.formats.weight_files import Candidate, write_safetensors
 from fluxscope.sae.topk import TopKSparseAutoencoder
 
 WEIGHTS = "sae.safetensors"
-_NAMES = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
+_LAYOUT = Layout("encoder.weight", "encoder.bias", "W_dec", "b_dec", True, True)
 
 
 def recognise(candidate: Candidate) -> bool:
-    return candidate.path.suffix == ".safetensors" and set(candidate.state) >= set(_NAMES)
+    return candidate.path.suffix == ".safetensors" and set(candidate.state) >= set(_LAYOUT.names)
 
 
 def read(candidate: Candidate) -> Imported:
@@ -48,7 +41,7 @@ def read(candidate: Candidate) -> Imported:
             f"{path} uses {'a skip connection' if config.get('skip_connection') else config['activation']}",
             "Only sparsify's plain TopK coders can be read.",
         )
-    parts = checked_parts(candidate.state, _NAMES, path, True, True, centred=not config.get("transcode"))
+    parts = _LAYOUT.parts(candidate.state, path, centred=not config.get("transcode"))
     f, d = parts.encoder.shape
     told = config.get("num_latents") or config.get("d_in", d) * config.get("expansion_factor", f // d)
     if told != f or config.get("d_in", d) != d:
@@ -64,12 +57,6 @@ def write(path: Path, sae: LinearSae, config: Mapping[str, Any]) -> None:
     """Write cfg.json and sae.safetensors into the folder `path`."""
     if not isinstance(sae, TopKSparseAutoencoder):
         raise unsupported("sparsify", sae, "TopK alone")
-    tensors = {
-        "encoder.weight": sae.encoder.weight,
-        "encoder.bias": sae.encoder.bias,
-        "W_dec": sae.decoder.weight.T,
-        "b_dec": sae.pre_bias,
-    }
     cfg = {
         "activation": "topk",
         "expansion_factor": max(1, sae.hidden_dim // sae.input_dim),
@@ -81,7 +68,7 @@ def write(path: Path, sae: LinearSae, config: Mapping[str, Any]) -> None:
         "transcode": False,
         "d_in": sae.input_dim,
     }
-    write_safetensors(path / WEIGHTS, tensors)
+    write_safetensors(path / WEIGHTS, _LAYOUT.tensors(sae))
     files.write_json(path / "cfg.json", cfg)
 
 
