@@ -165,6 +165,29 @@ def test_a_folder_of_other_settings_is_refused_unless_forced(tmp_path):
     assert len(list((tmp_path / "run" / "images").iterdir())) == 4
 
 
+def test_force_clears_nothing_before_everything_has_been_found_right(tmp_path):
+    def collected():
+        found = (path for path in (tmp_path / "run").rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in found if path.name != "step_log.json"}
+
+    settings = {**SHORT, "max_prompts": 1, "out_dir": str(tmp_path / "run"), "compare_layers": False}
+    run_steps(make_config(**settings), "1")
+    before = collected()
+    for wrong in ({"layer15_sae_path": "nowhere.pt"}, {"sites": ("single.9",)}, {"device": "cuda:7"}):
+        with pytest.raises(FluxscopeError):
+            run_steps(make_config(**settings, **wrong), "1", force=True)
+    assert collected() == before
+
+
+def test_force_from_another_first_layer_leaves_no_files_of_the_old_one(tmp_path):
+    settings = {**SHORT, "max_prompts": 1, "out_dir": str(tmp_path / "run")}
+    run_steps(make_config(**settings, active_layer=5), "1")
+    assert (tmp_path / "run" / "layer_15" / "run_log.json").is_file()
+    run_steps(make_config(**settings, active_layer=15), "1", force=True)
+    assert not list((tmp_path / "run" / "layer_15").iterdir())
+    assert read_json(tmp_path / "run" / "run_log.json")["layer_index"] == 15
+
+
 def test_an_sae_of_another_width_is_refused_before_anything_is_generated(tmp_path):
     path = tmp_path / "sae_best.pt"
     save(path, TopKSparseAutoencoder(64, 256, 8), {"layer": 15})
@@ -180,6 +203,7 @@ def test_an_sae_of_another_width_is_refused_before_anything_is_generated(tmp_pat
         ({"layer15_sae_path": "nowhere/sae_best.pt"}, CheckpointError, "not found"),
         ({"prompts_path": "nowhere.txt"}, MissingInputError, "prompts file not found"),
         ({"model_id": "nowhere/at-all", "height": 128, "width": 128}, FluxscopeError, "no SAE checkpoint"),
+        ({"sites": ("double.3=nowhere.pt",)}, CheckpointError, "checkpoint not found: nowhere.pt"),
         ({"site_pattern": "double.{layer}.fff"}, ConfigError, "unknown site"),
         ({"device": "cuda:7"}, ConfigError, "not on this machine"),
     ],

@@ -85,7 +85,8 @@ def run_step(step: Step, context: Context, all_steps: tuple[Step, ...]) -> None:
     began = time.monotonic()
     outcome = step.run(context)
     seconds = time.monotonic() - began
-    record(step, context.config, files, seconds)
+    # A forced collection may have begun with another layer, whose files then lie elsewhere.
+    record(step, context.config, RunDir.of(context.config, files.layer), seconds)
     report.say(f"{' ' * len(title)} {outcome} ({seconds:.1f} s)")
 
 
