@@ -153,6 +153,8 @@ def needs_of(config: Config, spec: ModelSpec | None, saes: dict[int, SaeInfo | N
     batch = config.batch_size or 1
     calls = math.ceil(len(jobs) / batch) * config.num_inference_steps
     infos = [info for layer, info in saes.items() if info and layer in config.layers]
+    infos += [load(path)[1] for _, path in further_sites(config) if path]
+    width = spec.width if spec else 0
     rows = [
         Finding(
             "pictures",
@@ -162,7 +164,12 @@ def needs_of(config: Config, spec: ModelSpec | None, saes: dict[int, SaeInfo | N
     ]
     if spec:
         rows.append(memory_need(config, spec, infos))
-    return [*rows, disk_need(config, len(jobs), infos)]
+    return [*rows, disk_need(config, len(jobs), infos, width)]
+
+
+def further_sites(config: Config) -> list[tuple[str, str]]:
+    """Name and SAE of each of `sites`; no SAE where raw activations are kept."""
+    return [(name, path) for name, _, path in (entry.partition("=") for entry in config.sites)]
 
 
 def memory_need(config: Config, spec: ModelSpec, saes: list[SaeInfo]) -> Finding:
@@ -181,12 +188,18 @@ def memory_need(config: Config, spec: ModelSpec, saes: list[SaeInfo]) -> Finding
     return Finding("memory by phase", text)
 
 
-def disk_need(config: Config, pictures: int, saes: list[SaeInfo]) -> Finding:
-    """Disk for pictures, S and codes, against what is free."""
+def disk_need(config: Config, pictures: int, saes: list[SaeInfo], width: int) -> Finding:
+    """Disk for pictures, S, codes and raw activations, against what is free.
+
+    Args:
+        width: of an activation.
+    """
     assert config.height is not None and config.width is not None
     png = pictures * config.height * config.width * 2
     per_token = [8 * (info.k or info.hidden_dim // 20) for info in saes]
-    codes = pictures * config.n_image_tokens * sum(per_token)
+    per_token += [2 * width for _, path in further_sites(config) if not path]
+    steps = len(config.captured_step_indices)
+    codes = pictures * max(config.n_image_tokens, config.max_sequence_length or 0) * sum(per_token) * steps
     s = sum(pictures * info.hidden_dim * 4 for info in saes)
     need = png + codes + s
     folder = Path(config.out_dir).resolve()
