@@ -88,7 +88,7 @@ def _plain(value: Any) -> Any:
 def read_json(path: Path | str) -> Any:
     path = Path(path)
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FluxscopeError(f"{path} is not there", "Run the step that makes it.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -102,8 +102,7 @@ class CodeStore:
         self._array("indptr").resize((n_images * self.n_tokens + 1,))
         for name in ("feature", "value"):
             self._array(name).resize((self.nnz,))
-        for leftover in self.path.rglob("*.partial"):
-            leftover.unlink()
+        _remove_leftovers(self.path)
 
     def images(self, first: int, last: int) -> SparseCodes:
         """The codes of images first, ..., last - 1."""
@@ -181,12 +180,19 @@ class RawStore:
             raise explain_os_error(error, self.path) from error
 
     def truncate(self, n_images: int) -> None:
-        """Keep the first `n_images` at most."""
+        """Keep the first `n_images` at most, and remove what a killed writer left."""
         self._array.resize((min(n_images, self.n_images), *self._array.shape[1:]))
+        _remove_leftovers(self.path)
 
     def images(self, first: int, last: int) -> Float16[np.ndarray, "n t d"]:
         """The activations of images first, ..., last - 1."""
         return np.asarray(self._array[first:last])
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Chunks that a killed writer had not renamed yet."""
+    for leftover in path.rglob("*.partial"):
+        leftover.unlink()
 
 
 def _make_group(path: Path, n_tokens: int, n_features: int) -> None:
