@@ -14,6 +14,7 @@ from fluxscope.draw.heatmap import (
     token_map_to_blocky_heatmap,
     token_map_to_heatmap,
 )
+from fluxscope.errors import MissingInputError
 from fluxscope.files import read_json, save_image, save_npy, write_json
 from fluxscope.measures.clip import open_picture
 from fluxscope.records import load_manifest
@@ -33,6 +34,11 @@ def run(context: Context) -> str:
     items = []
     for record in features:
         for image_id in record["example_image_ids"]:
+            if image_id not in place:
+                raise MissingInputError(
+                    f"image {image_id} is selected, but not in {files.manifest}",
+                    "Run step 4 again: fluxscope select",
+                )
             tokenmap = store.image(place[image_id]).column(record["feature_id"]).numpy()
             items.append(draw_one(context, record["feature_id"], by_id[image_id], tokenmap))
     write_json(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from fluxscope.draw.layer_plots import steps_profile
@@ -24,7 +25,7 @@ from fluxscope.models.sites import parse_site
 from fluxscope.models.spec import read_spec
 from fluxscope.records import load_manifest
 from fluxscope.sae.base import LinearSae
-from fluxscope.sae.codes import encode_sparse
+from fluxscope.sae.codes import SparseCodes, encode_sparse
 from fluxscope.sae.metrics import Evaluation
 from fluxscope.steps.collection import load_sae_for
 from fluxscope.steps.jobs import picture_spec
@@ -91,16 +92,20 @@ def gather(
     with context.report.progress("pictures", len(records), "images") as advance:
         for first, heard in listen(pipe, rows, seeds, spec, [site], steps, size):
             for (_, step), x in heard.items():
-                note(gathered[step], sae, x, features)
+                note(gathered[step], sae, x, features, config.token_chunk_size)
             advance(len(seeds[first : first + size]))
     return gathered
 
 
-def note(record: StepRecord, sae: LinearSae, x: Tensor, features: Sequence[int]) -> None:
-    """Score one batch of activations (b, t, d)."""
-    tokens = x.flatten(0, 1).to(sae.pre_bias)
-    codes = encode_sparse(sae, tokens)
-    record.fit.update(tokens, sae.decode(codes.to_dense()), codes)
+def note(
+    record: StepRecord, sae: LinearSae, x: Float[Tensor, "b t d"], features: Sequence[int], chunk: int
+) -> None:
+    """Score one batch of activations, so many tokens at a time."""
+    tokens = x.flatten(0, 1).to(sae.pre_bias)  # (b t, d)
+    parts = [(part, encode_sparse(sae, part, chunk)) for part in tokens.split(chunk)]
+    for part, codes in parts:
+        record.fit.update(part, sae.decode(codes.to_dense()), codes)
+    codes = SparseCodes.concatenate([codes for _, codes in parts])
     record.maxima.append(codes.max_over_tokens(x.shape[1])[:, list(features)].cpu())
 
 
@@ -111,6 +116,11 @@ def as_json(
     activity: np.ndarray,
     gathered: dict[int, StepRecord],
 ) -> dict[str, Any]:
+    """steps_profile.json.
+
+    Args:
+        activity: (features, steps), the mean over pictures of each feature's largest code.
+    """
     scores = {step: record.fit.scores() for step, record in gathered.items()}
     return {
         "layer_index": context.files.layer,
