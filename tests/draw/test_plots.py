@@ -12,8 +12,7 @@ DRAWINGS = {
     "one direction": lambda: plots.decoder_directions(np.arange(1), DIRECTIONS[:1], DIRECTIONS[:1]),
     "similarity_matrix": lambda: plots.similarity_matrix(np.eye(3), [4, 5, 6]),
     "rectangular matrix": lambda: plots.similarity_matrix(np.zeros((2, 30)), [1, 2], range(30)),
-    "frequency_histogram": lambda: plots.frequency_histogram(FREQUENCY, 80),
-    "all dead": lambda: plots.frequency_histogram(np.zeros(4), 1),
+    "all dead": lambda: plots.frequency_comparison({"a": np.zeros(4)}, 1),
     "frequency_comparison": lambda: plots.frequency_comparison({"a": FREQUENCY, "b": FREQUENCY}, 80),
     "partner_histogram": lambda: layer_plots.partner_histogram(
         {"S": RNG.random(50), "token maps": np.array([0.5, np.nan]), "none": np.full(3, np.nan)},

@@ -63,15 +63,7 @@ def pair_sheet(
             "no matched features to show", "The two layers have no partners: compare others."
         )
     size = fitted_size([picture for pair in shown for picture in (*pair.upper, *pair.lower)], tile)
-    most = max(len(pair.upper) for pair in shown)
-    lines = max(
-        (len(wrap(c, font(CAPTION), size[0], CAPTION_LINES)) for pair in shown for c in pair.captions),
-        default=0,
-    )
-    card = (
-        2 * PAD + SIDE + most * (size[0] + GAP) - GAP,
-        2 * PAD + 2 * size[1] + 4 + (6 + lines * line_height(font(CAPTION)) if lines else 0),
-    )
+    card = _card_size(shown, size)
     across = min(max(across, 1), len(shown))
     down = -(-len(shown) // across)
     body = (across * (card[0] + GAP) - GAP, down * (card[1] + GAP) - GAP)
@@ -81,6 +73,19 @@ def pair_sheet(
         corner = (MARGIN + column * (card[0] + GAP), top + row * (card[1] + GAP))
         _draw_pair(page, draw, corner, card, pair, layers, size)
     return page
+
+
+def _card_size(pairs: Sequence[FeaturePair], picture: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of a card that holds any of the pairs, for pictures of a size."""
+    most = max(len(pair.upper) for pair in pairs)
+    captions = (caption for pair in pairs for caption in pair.captions)
+    lines = max((len(_caption(text, picture[0])) for text in captions), default=0)
+    below = 6 + lines * line_height(font(CAPTION)) if lines else 0
+    return 2 * PAD + SIDE + most * (picture[0] + GAP) - GAP, 2 * PAD + 2 * picture[1] + 4 + below
+
+
+def _caption(text: str, width: int) -> list[str]:
+    return wrap(text, font(CAPTION), width, CAPTION_LINES)
 
 
 def _draw_pair(
@@ -108,7 +113,7 @@ def _draw_pair(
         paste_framed(page, draw, (x, top), pictures[0], size)
         paste_framed(page, draw, (x, below), pictures[1], size)
         if place < len(pair.captions):
-            caption = wrap(pair.captions[place], font(CAPTION), size[0], CAPTION_LINES)
+            caption = _caption(pair.captions[place], size[0])
             write_lines(draw, (x, below + size[1] + 6), caption, font(CAPTION), INK)
 
 

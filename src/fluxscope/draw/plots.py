@@ -143,33 +143,6 @@ def similarity_matrix(
 
 
 @styled
-def frequency_histogram(
-    frequency: Float[np.ndarray, " f"], n_images: int, title: str = "How often does each feature fire?"
-) -> Figure:
-    """Draw the features' frequencies on a logarithmic scale, dead ones named apart, bounds at 1% and 10%."""
-    figure, ax = new_figure(8.0, 4.2)
-    alive = frequency[frequency > 0]
-    dead = len(frequency) - len(alive)
-    bins = frequency_bins(n_images)
-    ax.hist(alive, bins, color=COLOURS[0], alpha=0.85, edgecolor="white", lw=0.7)
-    frequency_axis(ax, bins)
-    ax.margins(y=0.12)
-    ax.set_ylabel("features")
-    head(
-        ax,
-        title,
-        f"{len(alive):,} alive, {dead:,} dead ({dead / max(len(frequency), 1):.0%}), {n_images:,} images",
-    )
-    for bound, below, above in ((0.01, "rare ", " common"), (0.1, "", " very common")):
-        if bins[0] < bound:
-            ax.axvline(bound, color="#6A7280", lw=1, ls=(0, (4, 3)))
-            place = {"transform": ax.get_xaxis_transform(), "va": "top", "fontsize": 9, "color": "#6A7280"}
-            ax.text(bound, 0.99, below, ha="right", **place)
-            ax.text(bound, 0.99, above, ha="left", **place)
-    return figure
-
-
-@styled
 def frequency_comparison(
     frequencies: Mapping[str, Float[np.ndarray, " f"]],
     n_images: int,
