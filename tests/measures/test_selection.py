@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measures_data import EPS, naive_coherence, sparse_S, unit_rows
 
+from fluxscope.config import settings_table
 from fluxscope.errors import ConfigError, FluxscopeError
 from fluxscope.measures.selection import (
     RANKINGS,
@@ -123,3 +124,7 @@ def test_clear_errors():
         rank_images(S, prompts[:-1], EPS, 8)
     with pytest.raises(ConfigError, match="'beauty'"):
         order_features(score_features(rank_images(S, prompts, EPS, 8), e, prompts), "beauty")
+
+
+def test_the_setting_offers_every_ranking():
+    assert settings_table()["rank_by"].metadata["choices"] == RANKINGS
