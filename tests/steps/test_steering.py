@@ -212,10 +212,11 @@ def test_a_feature_that_was_never_active_is_passed_over_or_warned_of(copy, capsy
     assert (experiment["strength_unit"], experiment["unit"]) == ("absolute", 1.0)
 
 
-def test_an_empty_selection_is_an_error(copy):
+@pytest.mark.parametrize("step", ["7", "10"])
+def test_an_empty_selection_is_an_error(copy, step):
     write_json(RunDir.of(copy).selected_features, {"features": []})
     with pytest.raises(MissingInputError, match="lists no features"):
-        run_steps(copy, "7")
+        run_steps(copy, step)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +301,16 @@ def test_one_picture_beside_its_baseline_needs_no_run(tmp_path):
     )
     assert np.abs(baseline - steered).mean() > 0.5
     assert open_picture(folder / "feature_3_strength_-300_seed_3.png").width > 800
+
+
+def test_one_picture_by_a_feature_that_the_run_never_saw_active_warns(made, tmp_path):
+    options = ["--out-dir", made.out_dir, "--layer15-sae-path", made.layer15_sae_path]
+    result = fluxscope(
+        "steer", "--feature", str(DEAD), "--strength", "5", "--steps", "5", *STEER_FLAGS, *options
+    )
+    assert result.exit_code == 0, result.output
+    assert f"warning: feature {DEAD} was never active in {made.out_dir}" in result.output
+    assert f"feature {DEAD}: active on 0 of 64 tokens" in result.output
 
 
 def test_one_picture_by_several_features_in_a_region(tmp_path):
