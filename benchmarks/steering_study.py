@@ -1,485 +1,288 @@
 """Which way of steering works? A study on flux-shapes, judged by the oracle that reads its pictures back.
 
-    python benchmarks/steering_study.py all --out study_output     # both parts, then the page
-    python benchmarks/steering_study.py methods | table | page
+    python benchmarks/steering_study.py --out study_output --processes 2
 
-`methods` compares ways, places and times on features whose attribute is known. `table` holds every selected
-feature whose top images share an attribute against two controls of equal norm. `page` writes docs/steering.md
-and its pictures from the two results. Stopped parts go on where they were.
+Parts, in order: `prepare` makes a run and finds features and pictures; `screen` tries every way, time and
+strength on a few pictures; `full` tries each way, as it did best, on others; `table` holds the selected
+features whose top images share an attribute against two controls of equal norm, in the way that did best of
+those that steer by a single feature; `page` writes the study into docs/steering.md, with its pictures.
+Results are kept picture by picture: a study that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from PIL import Image
 
-from fluxscope.config import Config, make_config
-from fluxscope.draw.grid import GridRow, labelled_grid
-from fluxscope.files import append_jsonl, load_npy, read_json, read_jsonl, save_image, write_text
-from fluxscope.measures.clip import open_picture
-from fluxscope.measures.compare import sparse_S
-from fluxscope.measures.selection import rank_images
-from fluxscope.measures.truth import ConceptScores, concept_matrix, concept_scores
+from fluxscope.files import append_jsonl, read_jsonl, save_image
 from fluxscope.models.edits import Change, Row, Scope, parse_steps
 from fluxscope.models.sites import parse_site
 from fluxscope.models.steering import Steerer
 from fluxscope.progress import Reporter
-from fluxscope.records import load_manifest
-from fluxscope.rundir import RunDir
-from fluxscope.shapes import oracle, world
-from fluxscope.steps.pipeline import parse_steps as pipeline_steps
-from fluxscope.steps.pipeline import run_pipeline
-from fluxscope.steps.steering import load_steerer, random_direction, strength_units
-from fluxscope.store import CodeStore
+from fluxscope.steps.steering import load_steerer, random_direction
+from steering_material import Material, Picture, Wish, config_of, outcome, prepare
+from steering_report import best_cell, cells_of, write_page
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "steering.md"
-TEMPLATE = Path(__file__).with_name("steering_page.md")
 WINDOWS = {"early": "0-5", "middle": "6-12", "late": "13-19", "all": "0-19"}
-DOSES = {
-    "add": (4.0, 12.0),
-    "scale": (40.0,),
-    "clamp": (4.0, 12.0),
-    "several": (2.0, 6.0),
-    "several, present ones suppressed": (2.0, 6.0),
-    "add at the block": (2.0, 6.0),
-    "add, both streams": (4.0, 12.0),
-}
-"""Strengths in units of the feature's 99th-percentile activation, and factors (scale)."""
-
-SEVERAL = 8
-"""How many features are amplified, and how many suppressed, where several are steered at once."""
-
-TABLE_DOSES = (4.0, 8.0, 12.0)
-
-ATTRIBUTES = ("shape", "color", "size")
-SHARED = 0.8
-"""A feature stands for a concept when so many of its ten top images show it ..."""
-LIFT = 0.7
-"""... and so much of the room above the concept's base rate is filled."""
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("part", choices=("methods", "table", "page", "all"))
-    parser.add_argument("--out", type=Path, default=Path("study_output"))
-    parser.add_argument("--features", type=int, default=4, help="features of the methods part")
-    parser.add_argument("--prompts", type=int, default=8, help="prompts for each of them")
-    parser.add_argument("--table-features", type=int, default=10)
-    parser.add_argument("--table-prompts", type=int, default=20)
-    parser.add_argument("--table-steps", default="0-19", help="steps that the table steers")
-    given = parser.parse_args()
-    study = Study(given.out)
-    if given.part in ("methods", "all"):
-        study.methods(given.features, given.prompts)
-    if given.part in ("table", "all"):
-        study.table(given.table_features, given.table_prompts, given.table_steps)
-    if given.part in ("page", "all"):
-        write_page(study)
+PARTS = ("prepare", "screen", "full", "table", "page")
+FF, BLOCK, TEXT_FF = "double.{layer}.ff", "double.{layer}", "double.{layer}.ff_context"
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A feature and the attribute that it should bring about."""
+class Way:
+    """A way of steering.
 
-    feature: int
-    attribute: str
-    value: str
+    Attributes:
+        doses: strengths in units of each feature's 99th-percentile activation; for scale, factors.
+        sites: where; the same change acts at each.
+        everywhere: on all image tokens; otherwise where the attribute is: the object's box, or outside it.
+        several: steer by the eight best detectors of the value instead of one feature.
+        suppress: push the eight best detectors of the present value as far the other way.
+    """
 
-    @property
-    def words(self) -> str:
-        return f"feature {self.feature}: {self.attribute} {self.value}"
+    name: str
+    doses: tuple[float, ...]
+    sites: tuple[str, ...] = (FF,)
+    kind: str = "add"
+    everywhere: bool = False
+    several: bool = False
+    suppress: bool = False
+
+
+ADD = Way("add", (4.0, 8.0, 16.0, 32.0, 64.0))
+WAYS = (
+    ADD,
+    Way("add, all tokens", (8.0, 32.0), everywhere=True),
+    Way("add at the block", (4.0, 8.0, 16.0, 32.0), (BLOCK,)),
+    Way("add, both streams", (8.0, 32.0), (FF, TEXT_FF)),
+    Way("scale", (15.0, 60.0), kind="scale"),
+    Way("clamp", (8.0, 32.0), kind="clamp"),
+    Way("eight", (2.0, 6.0, 16.0), several=True),
+    Way("eight swapped", (2.0, 6.0, 16.0), several=True, suppress=True),
+    Way("eight at the block", (1.0, 3.0, 8.0), (BLOCK,), several=True),
+    Way("eight swapped, block", (1.0, 3.0, 8.0), (BLOCK,), several=True, suppress=True),
+)
+BY_NAME = {way.name: way for way in WAYS}
+SINGLE = tuple(way.name for way in WAYS if way.kind == "add" and not way.several)
+CONTROLS = ("feature", "random direction", "random live feature")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A way, a window of steps and a dose."""
+
+    way: Way
+    window: str
+    dose: float
 
 
 @dataclass
 class Study:
-    """A run on many captions, its features' concepts, and the model to steer."""
+    """The results on disk, and the model to add to them.
+
+    Attributes:
+        share: this process does every n-th job from the i-th on.
+    """
 
     out: Path
+    sizes: argparse.Namespace
+    share: tuple[int, int] = (0, 1)
+    report: Reporter = field(default_factory=Reporter)
 
     @cached_property
-    def config(self) -> Config:
-        prompts = self.out / "prompts.txt"
-        if not prompts.is_file():
-            rng = np.random.default_rng(5)
-            captions = [world.caption(world.sample_scene(rng)) for _ in range(160)]
-            write_text(prompts, "\n".join(dict.fromkeys(captions)) + "\n")
-        return make_config(
-            out_dir=str(self.out / "run"),
-            prompts_path=str(prompts),
-            reps_per_prompt=1,
-            top_m_per_feature=10,
-            top_features=20,
-            top_examples_per_feature=1,
-            compare_layers=False,
-        )
-
-    @cached_property
-    def files(self) -> RunDir:
-        run_pipeline(self.config, Reporter(), pipeline_steps("1-4"))
-        return RunDir.of(self.config)
-
-    @cached_property
-    def scores(self) -> ConceptScores:
-        """Every feature against every shape, colour, size and background that the pictures show."""
-        records, _ = load_manifest(self.files.manifest, self.files.root)
-        seen = [oracle.read(np.asarray(open_picture(row["image_path"]))) for row in records]
-        attributes = [
-            {name: [getattr(o, name) for o in one.objects] for name in ATTRIBUTES}
-            | {"background": [one.background]}
-            for one in seen
-        ]
-        concepts, present = concept_matrix(attributes)
-        s = load_npy(self.files.s_matrix)
-        ranked = rank_images(s, np.array([row["prompt_idx"] for row in records]), 1e-4, 10)
-        return concept_scores(sparse_S(s), ranked.image, concepts, present)
+    def material(self) -> Material:
+        return Material.read(self.out / "material.json")
 
     @cached_property
     def steerer(self) -> Steerer:
-        rng = np.random.default_rng(11)
-        self.scenes = [world.sample_scene(rng, n_objects=1) for _ in range(120)]
-        captions = list(dict.fromkeys(world.caption(scene) for scene in self.scenes))
-        steerer, _ = load_steerer(self.config, self.config.active_layer, captions)
+        config = config_of(self.out)
+        prompts = [picture.prompt for picture in self.material.pictures]
+        steerer, _ = load_steerer(config, config.active_layer, prompts)
         steerer.max_rows = 32
         return steerer
 
+    def results(self, part: str) -> list[dict[str, Any]]:
+        """A part's records, those of all processes."""
+        return [record for path in sorted(self.out.glob(f"{part}.*.jsonl")) for record in read_jsonl(path)]
+
+    # --- what is to be done ---
+    def jobs(self, part: str) -> list[tuple[Wish, Picture]]:
+        """The features and pictures of a part. Those of `full` are not those of `screen`."""
+        first, last = {
+            "screen": (0, self.sizes.screen_pictures),
+            "full": (self.sizes.screen_pictures, self.sizes.screen_pictures + self.sizes.full_pictures),
+            "table": (0, self.sizes.table_pictures),
+        }[part]
+        wishes = self.material.wishes
+        if part == "table":
+            wishes = self.material.selected[: self.sizes.table_features]
+        return [(wish, p) for wish in wishes for p in self.material.lacking(wish)[first:last]]
+
+    def missing(self, part: str) -> list[tuple[Wish, Picture]]:
+        done = {(record["feature"], record["seed"]) for record in self.results(part)}
+        return [(wish, p) for wish, p in self.jobs(part) if (wish.feature, p.seed) not in done]
+
+    def cells(self, part: str) -> list[Cell]:
+        """All cells to screen them; then each way as it did best, and adding in every window."""
+        if part == "screen":
+            return [Cell(way, window, dose) for way in WAYS for window in WINDOWS for dose in way.doses]
+        screened = cells_of(self.results("screen"))
+        chosen = [self.best(screened, way=way.name) for way in WAYS]
+        chosen += [self.best(screened, way=ADD.name, window=window) for window in WINDOWS]
+        return list(dict.fromkeys(chosen))
+
+    def best(self, records: dict[Any, Any], **where: str) -> Cell:
+        way, window, dose = best_cell(records, **where)
+        return Cell(BY_NAME[way], window, dose)
+
     @cached_property
-    def units(self) -> dict[int, float]:
-        store = CodeStore(
-            self.files.codes, self.config.site_of(self.files.layer), self.config.target_step_index
-        )
-        return strength_units(self.config, store, range(store.n_features))
+    def setups(self) -> dict[str, tuple[Way, str]]:
+        """For each attribute the way and window in which a single feature did best, for the table."""
+        found = {}
+        for attribute in ("color", "shape", "background"):
+            own = [r for r in self.results("full") if r["attribute"] == attribute and r["way"] in SINGLE]
+            best = self.best(cells_of(own))
+            found[attribute] = best.way, best.window
+        return found
 
-    def scope(self, window: str, site: str = "double.{layer}.ff") -> Scope:
-        steps = parse_steps(window, self.config.num_inference_steps)
-        return Scope(parse_site(site.format(layer=self.files.layer)), steps)
+    # --- doing it ---
+    def run(self, part: str) -> None:
+        """This process's share of a part."""
+        number, n = self.share
+        mine = [job for i, job in enumerate(self.jobs(part)) if i % n == number]
+        missing = self.missing(part)
+        path = self.out / f"{part}.{number}.jsonl"
+        trying = self.controls if part == "table" else self.ways(self.cells(part))
+        with self.report.progress(part, len(mine), "pictures") as advance:
+            for wish, picture in mine:
+                if (wish, picture) in missing:
+                    append_jsonl(path, list(self.tried(part, wish, picture, trying)))
+                advance()
 
-    def prompts_without(self, wish: Wish, count: int) -> list[tuple[str, int]]:
-        """Captions of one object that lacks the wished attribute, each with a seed of its own."""
-        _ = self.steerer
-        others = [s for s in self.scenes if value_of(s, wish.attribute) != wish.value]
-        captions = list(dict.fromkeys(world.caption(s) for s in others))
-        return [(caption, 1000 + number) for number, caption in enumerate(captions[:count])]
+    def ways(self, cells: Sequence[Cell]) -> Trying:
+        """Trying cells; those that act in the same place at the same time run in one batch."""
+        groups: dict[tuple[Any, ...], list[Cell]] = {}
+        for cell in cells:
+            groups.setdefault((cell.way.sites, cell.way.everywhere, cell.window), []).append(cell)
 
-    # --- which features ---
-    def best_feature(self, attribute: str, value: str) -> int:
-        column = self.scores.concepts.index(f"{attribute}: {value}")
-        return int((self.scores.f1 * (self.scores.top_share >= SHARED))[:, column].argmax())
+        def trying(wish: Wish, picture: Picture) -> Iterator[Tried]:
+            for group in groups.values():
+                scopes = self.scopes(group[0].way, group[0].window, wish, picture)
+                rows = [self.row(cell, wish, picture) for cell in group]
+                made = self.steerer.steer(picture.prompt, picture.seed, rows, *scopes)
+                for cell, pixels in zip(group, made.pictures.numpy(), strict=True):
+                    yield {"way": cell.way.name, "window": cell.window, "dose": cell.dose}, pixels
 
-    def wishes(self, count: int) -> list[Wish]:
-        """Colours and shapes in turn, each with the feature that detects it best, the surest first."""
-        found = []
-        for attribute, values in (("color", world.COLORS), ("shape", world.SHAPES)):
-            surest = []
-            for value in values:
-                if f"{attribute}: {value}" not in self.scores.concepts:
-                    continue
-                feature = self.best_feature(attribute, value)
-                column = self.scores.concepts.index(f"{attribute}: {value}")
-                if self.scores.top_share[feature, column] >= SHARED:
-                    surest.append((float(self.scores.f1[feature, column]), Wish(feature, attribute, value)))
-            found.append([wish for _, wish in sorted(surest, key=lambda pair: -pair[0])])
-        return [wish for pair in zip(*found, strict=False) for wish in pair][:count]
+        return trying
 
-    def selected_wishes(self, count: int) -> list[Wish]:
-        """The selected features whose top images share an attribute, in the selection's order."""
-        wishes = []
-        lift = self.scores.lift()
-        for record in read_json(self.files.selected_features)["features"]:
-            feature = record["feature_id"]
-            concept = int(lift[feature].argmax())
-            shared = self.scores.top_share[feature, concept] >= SHARED and lift[feature, concept] >= LIFT
-            if shared:
-                attribute, value = self.scores.concepts[concept].split(": ")
-                wishes.append(Wish(feature, attribute, value))
-        return wishes[:count]
-
-    # --- part one ---
-    def methods(self, n_features: int, n_prompts: int) -> None:
-        path = self.out / "methods.jsonl"
-        done = {(r["feature"], r["prompt"]) for r in (read_jsonl(path) if path.is_file() else [])}
-        wishes = self.wishes(n_features)
-        with Reporter().progress("methods", n_features * n_prompts, "prompts") as advance:
-            for wish in wishes:
-                for prompt, seed in self.prompts_without(wish, n_prompts):
-                    if (wish.feature, prompt) not in done:
-                        append_jsonl(path, list(self.try_methods(wish, prompt, seed)))
-                    advance()
-
-    def try_methods(self, wish: Wish, prompt: str, seed: int) -> Iterable[dict[str, Any]]:
-        for window, steps in WINDOWS.items():
-            ff = self.scope(steps)
-            groups: list[tuple[dict[tuple[str, float], Row], tuple[Scope, ...]]] = [
-                (self.rows_at_ff(wish, prompt), (ff,)),
-                (
-                    {("add at the block", d): self.added(wish, d) for d in DOSES["add at the block"]},
-                    (self.scope(steps, "double.{layer}"),),
-                ),
-                (
-                    {("add, both streams", d): self.added(wish, d) for d in DOSES["add"]},
-                    (ff, self.scope(steps, "double.{layer}.ff_context")),
-                ),
-            ]
-            for rows, scopes in groups:
-                made = self.steerer.steer(prompt, seed, list(rows.values()), *scopes)
-                for (method, dose), picture in zip(rows, made.pictures.numpy(), strict=True):
-                    told = {"method": method, "window": window, "dose": dose}
-                    yield self.record(wish, prompt, seed, made.baseline.numpy(), picture) | told
-
-    def rows_at_ff(self, wish: Wish, prompt: str) -> dict[tuple[str, float], Row]:
-        unit, f = self.units[wish.feature], wish.feature
-        rows: dict[tuple[str, float], Row] = {}
-        rows |= {("add", d): self.added(wish, d) for d in DOSES["add"]}
-        rows |= {("scale", d): [Change("scale", d, f)] for d in DOSES["scale"]}
-        rows |= {("clamp", d): [Change("clamp", d * unit, f)] for d in DOSES["clamp"]}
-        wanted, present = self.detectors(wish, wish.value), self.present_features(wish, prompt)
-        for d in DOSES["several"]:
-            amplified = [Change("add", d * self.units[other], other) for other in wanted]
-            suppressed = [
-                Change("add", -d * self.units[other], other) for other in present if other not in wanted
-            ]
-            rows["several", d] = amplified
-            rows["several, present ones suppressed", d] = [*amplified, *suppressed]
-        return rows
-
-    def added(self, wish: Wish, dose: float) -> Row:
-        return [Change("add", dose * self.units[wish.feature], wish.feature)]
-
-    def present_features(self, wish: Wish, prompt: str) -> list[int]:
-        """The features that best detect the attribute which the prompt's object has now."""
-        return self.detectors(wish, value_of(world.parse_caption(prompt), wish.attribute))
-
-    def detectors(self, wish: Wish, value: str | None) -> list[int]:
-        """The features that best detect a value: few false alarms, pure top images."""
-        concept = f"{wish.attribute}: {value}"
-        if concept not in self.scores.concepts:
-            return []
-        column = self.scores.concepts.index(concept)
-        worth = self.scores.lift()[:, column] * self.scores.precision[:, column]
-        return [int(f) for f in np.argsort(-worth, kind="stable")[:SEVERAL]]
-
-    def record(
-        self,
-        wish: Wish,
-        prompt: str,
-        seed: int,
-        baseline: UInt8[np.ndarray, "h w 3"],
-        picture: UInt8[np.ndarray, "h w 3"],
-    ) -> dict[str, Any]:
-        """What the oracle reads in a picture: whether the wish came true, and whether the rest was kept.
-
-        To be kept is the background that was asked for; where the wish is a background, the object.
-        """
-        before, after = oracle.read(baseline), oracle.read(picture)
-        wanted = world.parse_caption(prompt)
-        things = [name for name in ("shape", "color") if name != wish.attribute]
-        same = bool(before.objects and after.objects) and all(
-            getattr(after.objects[0], name) == getattr(before.objects[0], name) for name in things
-        )
-        background = after.background == wanted.background
-        return {
-            **{"feature": wish.feature, "attribute": wish.attribute, "value": wish.value},
-            **{"prompt": prompt, "seed": seed},
-            "became": wish.value in values_in(after, wish.attribute),
-            "was": wish.value in values_in(before, wish.attribute),
-            "changed": values_in(after, wish.attribute)[:1] != values_in(before, wish.attribute)[:1],
-            "kept": same if wish.attribute == "background" else background,
-            "one_object": len(after.objects) == 1,
-        }
-
-    # --- part two ---
-    def table(self, n_features: int, n_prompts: int, steps: str) -> None:
-        path = self.out / "table.jsonl"
-        done = {(r["feature"], r["prompt"]) for r in (read_jsonl(path) if path.is_file() else [])}
-        wishes = self.selected_wishes(n_features)
-        with Reporter().progress("table", len(wishes) * n_prompts, "prompts") as advance:
-            for wish in wishes:
-                for prompt, seed in self.prompts_without(wish, n_prompts):
-                    if (wish.feature, prompt) not in done:
-                        append_jsonl(path, self.try_controls(wish, prompt, seed, steps))
-                    advance()
-
-    def try_controls(self, wish: Wish, prompt: str, seed: int, steps: str) -> list[dict[str, Any]]:
+    def controls(self, wish: Wish, picture: Picture) -> Iterator[Tried]:
         """The feature, a random direction and a random live feature, at the same norms."""
-        unit = self.units[wish.feature]
-        live = np.flatnonzero(load_npy(self.files.s_matrix).max(0) > 0)
-        other = int(np.random.default_rng(wish.feature).choice(live[live != wish.feature]))
+        way, window = self.setups["shape" if wish.attribute == "size" else wish.attribute]
+        others = [feature for feature in self.material.live if feature != wish.feature]
+        other = int(np.random.default_rng(wish.feature).choice(others))
         direction = random_direction(self.steerer.sae.input_dim, wish.feature)
-        rows: dict[tuple[str, float], Row] = {}
-        for dose in TABLE_DOSES:
-            rows["feature", dose] = [Change("add", dose * unit, wish.feature)]
-            rows["random direction", dose] = [Change("add", dose * unit, direction=direction)]
-            rows["random live feature", dose] = [Change("add", dose * unit, other)]
-        made = self.steerer.steer(prompt, seed, list(rows.values()), self.scope(steps))
-        return [
-            self.record(wish, prompt, seed, made.baseline.numpy(), picture)
-            | {"method": method, "dose": dose, "window": steps}
-            for (method, dose), picture in zip(rows, made.pictures.numpy(), strict=True)
-        ]
+        unit = self.material.units[wish.feature]
+        told, rows = [], []
+        for dose in way.doses:
+            own = (
+                Change("add", dose * unit, wish.feature),
+                Change("add", dose * unit, direction=direction),
+                Change("add", dose * unit, other),
+            )
+            rows += [[change] for change in own]
+            told += [{"control": name, "way": way.name, "window": window, "dose": dose} for name in CONTROLS]
+        made = self.steerer.steer(
+            picture.prompt, picture.seed, rows, *self.scopes(way, window, wish, picture)
+        )
+        yield from zip(told, made.pictures.numpy(), strict=True)
+
+    def scopes(self, way: Way, window: str, wish: Wish, picture: Picture) -> list[Scope]:
+        steps = parse_steps(WINDOWS[window], self.steerer.spec.steps)
+        sites = [parse_site(site.format(layer=config_of(self.out).active_layer)) for site in way.sites]
+        tokens = None if way.everywhere else picture.tokens_of(wish.attribute)
+        return [Scope(s, steps, region=tokens if s.kind.stream == "image" else None) for s in sites]
+
+    def row(self, cell: Cell, wish: Wish, picture: Picture) -> Row:
+        """The changes that a way makes for a wish."""
+        way, units, detectors = cell.way, self.material.units, self.material.detectors
+        wanted = detectors[f"{wish.attribute}: {wish.value}"] if way.several else [wish.feature]
+        present = detectors[f"{wish.attribute}: {getattr(picture, wish.attribute)}"] if way.suppress else []
+        amounts = {f: -cell.dose * units[f] for f in present if f not in wanted}
+        amounts |= {f: cell.dose * (1.0 if way.kind == "scale" else units[f]) for f in wanted}
+        return [Change(way.kind, amount, feature) for feature, amount in amounts.items()]
+
+    def tried(self, part: str, wish: Wish, picture: Picture, trying: Trying) -> Iterator[dict[str, Any]]:
+        """The records of a job; the pictures of each feature's first one are kept, for the page."""
+        shown = picture == next(p for w, p in self.jobs(part) if w == wish)
+        about = {"feature": wish.feature, "attribute": wish.attribute, "value": wish.value}
+        about |= {"prompt": picture.prompt, "seed": picture.seed}
+        for number, (told, pixels) in enumerate(trying(wish, picture)):
+            record = {**about, **told, **outcome(wish, picture, pixels), "picture": None}
+            if shown and part != "screen":
+                record["picture"] = f"pictures/{part}_{wish.feature}_{number}.png"
+                save_image(self.out / record["picture"], Image.fromarray(pixels))
+            yield record
 
 
-def value_of(scene: world.Scene | world.Description, attribute: str) -> str | None:
-    return scene.background if attribute == "background" else getattr(scene.objects[0], attribute)
+Tried = tuple[dict[str, Any], np.ndarray]
+"""What was done, and the picture that came of it."""
+Trying = Callable[[Wish, Picture], Iterator[Tried]]
 
 
-def values_in(seen: oracle.Reading, attribute: str) -> list[str]:
-    """The attribute's values in a picture, the largest object's first."""
-    if attribute == "background":
-        return [seen.background]
-    return [getattr(thing, attribute) for thing in seen.objects]
+def main() -> None:
+    given = parsed()
+    if given.share:
+        number, n = map(int, given.share.split("/"))
+        Study(given.out, given, (number, n)).run(given.only)
+        return
+    study = Study(given.out, given)
+    for part in (given.only,) if given.only else PARTS:
+        if part == "prepare":
+            material = prepare(given.out, given.wishes)
+            print(f"{len(material.pictures)} pictures, {len(material.selected)} selected features share")
+        elif part == "page":
+            write_page(given.out, study.material, {p: study.results(p) for p in ("screen", "full", "table")})
+        elif study.missing(part):
+            spread(part, given.processes)
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95% score interval of a share (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    z, p = 1.96, hits / n
-    middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
-
-
-def share(records: Sequence[dict[str, Any]], *keys: str) -> str:
-    """The share of records for which all keys hold, with its interval."""
-    hits = sum(all(record[key] for key in keys) for record in records)
-    low, high = wilson(hits, len(records))
-    return f"{hits / max(len(records), 1):.0%} ({low:.0%}-{high:.0%})"
-
-
-def rate(records: Sequence[dict[str, Any]], *keys: str) -> float:
-    return sum(all(record[key] for key in keys) for record in records) / max(len(records), 1)
-
-
-def best_dose(records: list[dict[str, Any]], *keys: str) -> tuple[float, list[dict[str, Any]]]:
-    """The dose at which most records have all keys, and its records."""
-    doses = sorted({record["dose"] for record in records})
-    by_dose = {dose: [r for r in records if r["dose"] == dose] for dose in doses}
-    best = max(doses, key=lambda dose: rate(by_dose[dose], *keys))
-    return best, by_dose[best]
-
-
-def methods_table(records: list[dict[str, Any]]) -> list[str]:
-    """One row a method, one column a window, at the best dose of each."""
-    fresh = [record for record in records if not record["was"]]
-    lines = ["| way | " + " | ".join(f"{w}, steps {s}" for w, s in WINDOWS.items()) + " |", "|---" * 5 + "|"]
-    for method in dict.fromkeys(record["method"] for record in fresh):
-        cells = []
-        for window in WINDOWS:
-            own = [r for r in fresh if r["method"] == method and r["window"] == window]
-            dose, at_dose = best_dose(own, "became", "kept")
-            cells.append(f"{share(at_dose, 'became', 'kept')} at {dose:g}")
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return lines
-
-
-def controls_table(records: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| feature | way | best dose | attribute changed | became the feature's | rest kept |",
-        "|---|---|---|---|---|---|",
-    ]
-    for feature in dict.fromkeys(record["feature"] for record in records):
-        own = [r for r in records if r["feature"] == feature and not r["was"]]
-        for method in dict.fromkeys(record["method"] for record in own):
-            dose, at_dose = best_dose([r for r in own if r["method"] == method], "changed", "kept")
-            name = f"{feature} ({own[0]['attribute']} {own[0]['value']})" if method == "feature" else ""
-            cells = (share(at_dose, key) for key in ("changed", "became", "kept"))
-            lines.append(f"| {name} | {method} | {dose:g} | {' | '.join(cells)} |")
-    return lines
-
-
-def verdict(records: list[dict[str, Any]]) -> str:
-    """How many features pass: some dose changes the attribute in 60% while the background holds in 80%."""
-    features = list(dict.fromkeys(record["feature"] for record in records))
-
-    def passes(feature: int, method: str) -> bool:
-        own = [r for r in records if (r["feature"], r["method"]) == (feature, method) and not r["was"]]
-        doses = {r["dose"] for r in own}
-        at = [[r for r in own if r["dose"] == dose] for dose in doses]
-        return any(rate(part, "changed") >= 0.6 and rate(part, "kept") >= 0.8 for part in at)
-
-    counts = {
-        method: sum(passes(feature, method) for feature in features)
-        for method in ("feature", "random direction", "random live feature")
-    }
-    return ", ".join(f"{method}: {count} of {len(features)}" for method, count in counts.items())
-
-
-def write_page(study: Study) -> None:
-    """Write docs/steering.md from the results that are there."""
-    methods = read_jsonl(study.out / "methods.jsonl")
-    table = read_jsonl(study.out / "table.jsonl")
-    pairs = {(record["feature"], record["prompt"]) for record in methods}
-    features = {feature for feature, _ in pairs}
-    tabled = {record["feature"] for record in table}
-    parts = {
-        "sizes": f"{len(features)} features, {len(pairs)} (feature, prompt, seed) triples in all.",
-        "methods": "\n".join(methods_table(methods)),
-        "table": "\n".join(controls_table(table)),
-        "table_prompts": str(max(len({r["prompt"] for r in table if r["feature"] == f}) for f in tabled)),
-        "table_steps": table[0]["window"],
-        "verdict": verdict(table),
-    }
-    text = TEMPLATE.read_text()
-    for name, part in parts.items():
-        text = text.replace("{{" + name + "}}", part)
-    draw_examples(study, methods)
-    write_text(PAGE, text)
-    print(f"{PAGE}\n{verdict(table)}")
-
-
-def draw_examples(study: Study, methods: list[dict[str, Any]]) -> None:
-    """One prompt of each feature under every way of steering, early, each at its best dose."""
-    doses = {
-        method: best_dose([r for r in methods if r["method"] == method and r["window"] == "early"], "became")[
-            0
-        ]
-        for method in dict.fromkeys(record["method"] for record in methods)
-    }
-    rows = []
-    for feature in dict.fromkeys(record["feature"] for record in methods):
-        own = [r for r in methods if r["feature"] == feature and not r["was"]]
-        prompt, seed = own[0]["prompt"], own[0]["seed"]
-        wish = Wish(feature, own[0]["attribute"], own[0]["value"])
-        pictures, notes = pictures_of(study, wish, prompt, seed, doses)
-        rows.append(GridRow(pictures, f"{prompt} -> {wish.value}", notes))
-    sheet = labelled_grid(
-        rows,
-        ["baseline", *doses],
-        title="Seven ways to steer",
-        subtitle=f"flux-shapes, block {study.files.layer}, steps {WINDOWS['early']}",
-        footer="Strengths in units of the feature's 99th-percentile activation; scale: factor.",
-        baseline=0,
-        tile=128,
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    save_image(PAGE.with_name("steering_methods.png"), sheet)
+    parser.add_argument("--out", type=Path, default=Path("study_output"))
+    parser.add_argument("--only", choices=PARTS, help="this part alone")
+    parser.add_argument("--processes", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--share", help=argparse.SUPPRESS)
+    parser.add_argument("--wishes", type=int, default=2, help="values of each attribute, screen and full")
+    parser.add_argument("--screen-pictures", type=int, default=3, help="pictures of each value")
+    parser.add_argument("--full-pictures", type=int, default=10)
+    parser.add_argument("--table-features", type=int, default=10)
+    parser.add_argument("--table-pictures", type=int, default=20)
+    return parser.parse_args()
 
 
-def pictures_of(
-    study: Study, wish: Wish, prompt: str, seed: int, doses: dict[str, float]
-) -> tuple[list[np.ndarray], list[str]]:
-    early = WINDOWS["early"]
-    rows = study.rows_at_ff(wish, prompt)
-    pictures: list[np.ndarray] = []
-    for method, dose in doses.items():
-        scopes = [study.scope(early)]
-        if method == "add at the block":
-            scopes = [study.scope(early, "double.{layer}")]
-        if method == "add, both streams":
-            scopes.append(study.scope(early, "double.{layer}.ff_context"))
-        row = rows.get((method, dose)) or study.added(wish, dose)
-        made = study.steerer.steer(prompt, seed, [row], *scopes)
-        pictures = pictures or [made.baseline.numpy()]
-        pictures.append(made.pictures[0].numpy())
-    return pictures, ["unchanged", *(f"{dose:g}" for dose in doses.values())]
+def spread(part: str, n: int) -> None:
+    """Do a part in n processes; one thread each, as threads of two processes would hold each other up."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--only", part]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen([*command, "--share", f"{number}/{n}"], env=environment) for number in range(n)
+    ]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise SystemExit(f"a process of part {part} failed: run the same command again to go on")
 
 
 if __name__ == "__main__":
