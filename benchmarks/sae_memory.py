@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--precision", default="rescored")
     arguments = parser.parse_args()
-    from fluxscope.sae.data import Normalisation
+    from fluxscope.sae.normalisation import Normalisation
     from fluxscope.sae.train import TrainConfig, Trainer
 
     batch = torch.randn(BATCH, D)

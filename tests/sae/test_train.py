@@ -9,8 +9,9 @@ from synthetic import activations
 
 from fluxscope.errors import FluxscopeError
 from fluxscope.sae import LinearSae, SparseAutoencoder, TopKSparseAutoencoder
-from fluxscope.sae.data import InMemory, finite_rows, fit_normalisation
+from fluxscope.sae.data import InMemory
 from fluxscope.sae.metrics import evaluate
+from fluxscope.sae.normalisation import fit
 from fluxscope.sae.train import TrainConfig, Trainer, train, train_many
 
 SMALL = TrainConfig(hidden_dim=64, k=3, steps=300, batch_size=256, warmup_steps=20, dead_after_tokens=5000)
@@ -57,7 +58,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
 
 def test_normalisation_has_mean_zero_and_mean_square_d() -> None:
     x = activations(3000, 0)
-    normalise = fit_normalisation(x, finite_rows(x))
+    normalise = fit([x])
     y = normalise(x)
     torch.testing.assert_close(y.mean(0), torch.zeros(16), atol=1e-4, rtol=0)
     assert float(y.square().sum(1).mean()) == pytest.approx(16, rel=1e-4)
@@ -86,6 +87,21 @@ def test_useless_activations_are_refused(x: torch.Tensor, message: str) -> None:
 def test_an_architecture_without_trainer_is_named() -> None:
     with pytest.raises(FluxscopeError, match="quantum"):
         train(activations(100, 0), TrainConfig(architecture="quantum"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr": 0.0}, {"lr": -1e-3}, {"lr": float("nan")}, {"l1_coeff": -0.1}, {"steps": 0}]
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict) -> None:
+    with pytest.raises(FluxscopeError, match=r"cannot be|count from 1"):
+        TrainConfig(**wrong)
+
+
+def test_the_default_learning_rate_falls_with_the_number_of_features() -> None:
+    peaks = [
+        TrainConfig(hidden_dim=f, steps=1000, warmup_steps=0).learning_rate(0) for f in (64, 12288, 49152)
+    ]
+    assert peaks == pytest.approx([4e-3, 1e-3, 5e-4])
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:

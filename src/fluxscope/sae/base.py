@@ -29,6 +29,8 @@ class LinearSae(nn.Module):
     """
 
     architecture: ClassVar[str]
+    features_stand_alone: ClassVar[bool] = False
+    """Whether a feature is active regardless of the others, so that its code may have any unit of its own."""
 
     def __init__(self, input_dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -73,8 +75,12 @@ class LinearSae(nn.Module):
         """W_enc (x - b_pre) + b_enc."""
         return self.encoder(x - self.pre_bias)
 
-    def scale_codes(self, factor: float) -> None:
-        """Change the units of x and of codes: what an architecture keeps beside the four tensors."""
+    def scale_codes(self, factor: float | Float[Tensor, " f"]) -> None:
+        """Change the units of codes: what an architecture keeps beside the four tensors.
+
+        Args:
+            factor: for all features, or where `features_stand_alone` one for each.
+        """
 
     def encode(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens f"]:
         """The dense code of activations; never negative."""

@@ -47,7 +47,7 @@ class BatchTopKSparseAutoencoder(LinearSae):
     def config(self) -> dict[str, Any]:
         return super().config() | {"l1_coeff": 0.0, "use_topk": False, "topk_k": self.k}
 
-    def scale_codes(self, factor: float) -> None:
+    def scale_codes(self, factor: float | Float[Tensor, " f"]) -> None:
         self.threshold.mul_(factor)
 
     def encode(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens f"]:

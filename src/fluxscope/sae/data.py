@@ -6,45 +6,20 @@ stopped goes on with exactly the batches it would have seen.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fluxscope.errors import FluxscopeError
-
-if TYPE_CHECKING:
-    from fluxscope.sae.base import LinearSae
+from fluxscope.sae.normalisation import Normalisation, Whitening, fit
 
 MAX_BAD_SHARE = 0.01
-_BLOCK = 65536
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """x' = scale (x - mean): mean zero, mean squared norm d."""
-
-    mean: Float32[Tensor, " d"]
-    scale: float
-
-    def __call__(self, x: Float[Tensor, "t d"]) -> Float32[Tensor, "t d"]:
-        return (x.to(self.mean.device, torch.float32) - self.mean) * self.scale
-
-    def to(self, device: torch.device | str) -> Normalisation:
-        return Normalisation(self.mean.to(device), self.scale)
-
-    @torch.no_grad()
-    def fold(self, sae: LinearSae) -> None:
-        """Make an SAE trained on x' read and write x: its codes become 1 / scale times what they were."""
-        sae.pre_bias.div_(self.scale).add_(self.mean)
-        sae.encoder.bias.div_(self.scale)
-        sae.scale_codes(1 / self.scale)
+_BLOCK = 8192
 
 
 @runtime_checkable
@@ -65,16 +40,24 @@ class InMemory:
         rows: (n, d), of any floating dtype; rows with NaN or infinity are left out.
         batch_size: tokens a batch; fewer when there are fewer. An epoch's last short batch is left out.
         seed: of the order.
+        whitening: of the normalisation.
 
     Raises:
         FluxscopeError: no rows, more than 1% of them bad, or all equal.
     """
 
-    def __init__(self, rows: Float[Tensor, "n d"] | np.ndarray, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        rows: Float[Tensor, "n d"] | np.ndarray,
+        batch_size: int,
+        seed: int,
+        whitening: Whitening = "none",
+    ) -> None:
         self.rows = _as_tensor(rows)
         good = finite_rows(self.rows)
         self.bad_rows = len(good) - int(good.sum())
-        self.normalisation = fit_normalisation(self.rows, good)
+        parts = zip(self.rows.split(_BLOCK), good.split(_BLOCK), strict=True)
+        self.normalisation = fit((part[keep] for part, keep in parts), whitening)
         self._usable = good.nonzero().flatten()
         self._size = min(batch_size, len(self._usable))
         self._seed = seed
@@ -101,6 +84,7 @@ class ByImage:
         batch_size: tokens a batch; at most those of one group.
         seed: of the order.
         buffer_images: pictures held in memory.
+        whitening: of the normalisation, which is that of the first group.
 
     Raises:
         FluxscopeError: no pictures, more than 1% bad tokens, or all equal.
@@ -113,6 +97,7 @@ class ByImage:
         batch_size: int,
         seed: int,
         buffer_images: int = 512,
+        whitening: Whitening = "none",
     ) -> None:
         if not images:
             raise FluxscopeError("there are no activations to train on", "Collect some first.")
@@ -121,7 +106,7 @@ class ByImage:
         self.rows_seen = self.bad_rows = 0
         self._held: tuple[int, int] | None = None
         self._tokens = self._hold(0, 0)
-        self.normalisation = fit_normalisation(self._tokens, torch.ones(len(self._tokens), dtype=torch.bool))
+        self.normalisation = fit(self._tokens.split(_BLOCK), whitening)
         smallest_group = len(images) // self._n_groups
         tokens = smallest_group * self._tokens_per_image
         self._size = min(batch_size, tokens)
@@ -188,23 +173,3 @@ def refuse_many_bad(bad: int, seen: int) -> None:
             f"{bad} of {seen} activations hold NaN or infinity",
             "Collect them in bfloat16 or float32: in float16 FLUX overflows.",
         )
-
-
-def fit_normalisation(rows: Float[Tensor, "n d"], good: Bool[Tensor, " n"]) -> Normalisation:
-    """Mean and scale of the good rows, summed in float64.
-
-    Raises:
-        FluxscopeError: all rows are equal.
-    """
-    total = torch.zeros(rows.shape[1], dtype=torch.float64)
-    square = 0.0
-    for part, keep in zip(rows.split(_BLOCK), good.split(_BLOCK), strict=True):
-        x = part[keep].double()
-        total += x.sum(0)
-        square += float((x * x).sum())
-    n = int(good.sum())
-    mean = total / n
-    spread = square / n - float(mean @ mean)
-    if spread <= 1e-12 * square / n:
-        raise FluxscopeError("all activations are equal: there is nothing to learn", "Collect other ones.")
-    return Normalisation(mean.float(), math.sqrt(rows.shape[1] / spread))

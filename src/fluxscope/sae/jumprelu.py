@@ -35,6 +35,7 @@ class JumpReLUSparseAutoencoder(LinearSae):
     """
 
     architecture: ClassVar[str] = "jumprelu"
+    features_stand_alone: ClassVar[bool] = True
 
     def __init__(self, input_dim: int, hidden_dim: int, l0_coeff: float = 0.0) -> None:
         super().__init__(input_dim, hidden_dim)
@@ -50,7 +51,7 @@ class JumpReLUSparseAutoencoder(LinearSae):
     def config(self) -> dict[str, Any]:
         return super().config() | {"l0_coeff": self.l0_coeff, "use_topk": False, "topk_k": None}
 
-    def scale_codes(self, factor: float) -> None:
+    def scale_codes(self, factor: float | Float[Tensor, " f"]) -> None:
         self.threshold.mul_(factor)
 
     def encode(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens f"]:

@@ -30,6 +30,7 @@ class SparseAutoencoder(LinearSae):
     """
 
     architecture: ClassVar[str] = "relu"
+    features_stand_alone: ClassVar[bool] = True
 
     def __init__(self, input_dim: int, hidden_dim: int, l1_coeff: float = 0.0) -> None:
         super().__init__(input_dim, hidden_dim)

@@ -1,6 +1,6 @@
 """Training SAEs.
 
-Activations are shifted and scaled while training, x' = s (x - mean), so that their mean is zero and their
+Activations are shifted and scaled while training (`normalisation`), so that their mean is zero and their
 mean squared norm is d: most dead latents are latents whose pre-activation is ruled by the mean
 (arXiv 2605.31518), and one learning rate then suits layers whose activations differ 13-fold in size. The
 squared error is relative to the variance, which is 1 a dimension. What comes out is folded back and reads
@@ -26,8 +26,9 @@ from fluxscope.sae import (
     TopKSparseAutoencoder,
 )
 from fluxscope.sae.auxk import aux_step
-from fluxscope.sae.data import InMemory, Normalisation, Source
+from fluxscope.sae.data import InMemory, Source
 from fluxscope.sae.kernels import Weights, sparse_step
+from fluxscope.sae.normalisation import Normalisation
 from fluxscope.sae.precision import ROW_BLOCK, encode_topk, fastest_exact
 from fluxscope.sae.select import Entries, Scratch, largest_overall
 from fluxscope.sae.train_config import TrainConfig, build
@@ -57,7 +58,7 @@ def train(
     Raises:
         FluxscopeError: no activations, more than 1% of them NaN or infinite, or settings that cannot be.
     """
-    source = InMemory(activations, config.batch_size, config.seed)
+    source = InMemory(activations, config.batch_size, config.seed, config.whitening)
     return train_many(source, [config], device, None if on_log is None else lambda _, log: on_log(log))[0]
 
 
@@ -99,6 +100,7 @@ class Trainer:
     def __init__(
         self, config: TrainConfig, normalisation: Normalisation, device: torch.device | str = "cpu"
     ) -> None:
+        assert normalisation.whitening == config.whitening, "a source of another whitening"
         self.config = config
         self.generator = torch.Generator().manual_seed(config.seed)
         self.normalise = normalisation.to(device)
@@ -108,7 +110,11 @@ class Trainer:
         # The optimiser sees the decoder as (f, d), as it lies in memory: Adam copies what is strided.
         self._decoder_rows = torch.nn.Parameter(self.sae.decoder.weight.detach().T)
         others = [p for p in self.sae.parameters() if p is not self.sae.decoder.weight]
-        self.optimiser = torch.optim.Adam([*others, self._decoder_rows], betas=(0.9, 0.999), fused=True)
+        # The loss is a mean over d dimensions, and so are the gradients: at FLUX.1's width those of rare
+        # features fall to Adam's usual epsilon of 1e-8, which would slow just these.
+        self.optimiser = torch.optim.Adam(
+            [*others, self._decoder_rows], betas=(0.9, 0.999), eps=1e-8 / sae.input_dim, fused=True
+        )
         self.silent_tokens = torch.zeros(sae.hidden_dim, dtype=torch.int64, device=device)
         self.steps_done = 0
         self.residual: Tensor | None = None  # of the last batch, normalised: x - reconstruction

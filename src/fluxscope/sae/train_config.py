@@ -16,9 +16,10 @@ from fluxscope.sae import (
     SparseAutoencoder,
     TopKSparseAutoencoder,
 )
+from fluxscope.sae.normalisation import Whitening
 
 PrecisionSetting = Literal["auto", "exact", "rescored", "bf16"]
-_REFERENCE_WIDTH, _REFERENCE_LR = 2**14, 2e-4
+_REFERENCE_WIDTH, _REFERENCE_LR, _HIGHEST_LR = 12288, 1e-3, 4e-3
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,24 @@ class TrainConfig:
         l0_coeff: price of an active feature ("jumprelu").
         steps: optimiser steps.
         batch_size: tokens a step.
-        lr: peak learning rate; None: 2e-4 x sqrt(2^14 / f), the scaling law of Gao et al. 2024.
+        lr: peak learning rate; None: 1e-3 x sqrt(12,288 / f), at most 4e-3. It falls with f as the scaling
+            law of Gao et al. 2024 (arXiv 2406.04093) does, from four times as high: runs here are of millions
+            of tokens, not billions (docs/sae-training.md has the measurements).
         warmup_steps: steps over which the rate rises from zero.
         decay_share: last share of the steps, over which it falls to zero.
         sparsity_warmup_share: first share of the steps, over which the L1 or L0 penalty rises from zero.
         clip_norm: largest gradient norm.
         aux_coeff: weight of the AuxK loss (the TopK family).
         aux_k: dead latents that take part in it per token; None: d / 2.
-        dead_after_tokens: a latent silent for so many tokens counts as dead; None: 5% of all tokens, at most
-            10 million.
+        dead_after_tokens: a latent silent for so many tokens counts as dead; None: 1% of all tokens, at least
+            10 batches, at most 10 million. (Of 3 million tokens, 50,000 left fewer dead than 150,000.)
         resample_every: steps between resamplings of dead latents ("relu"), in the first half of training;
             None: an eighth of the steps.
         precision: of the encoder's product ("topk"): "exact"; "rescored" chooses the latents that "exact"
             does, sooner where matrices are large; "bf16" is sooner still and approximate; "auto" is the
             faster of the first two on this machine. The rest of the family is always exact.
+        whitening: of the activations: "none", "dimension" (each divided by its spread) or "pca". SAEs of the
+            TopK family that were whitened have decoder directions without unit norm (`Normalisation.fold`).
         seed: of the weights and the resampling.
         log_every: steps between two entries of the history.
     """
@@ -70,6 +75,7 @@ class TrainConfig:
     dead_after_tokens: int | None = None
     resample_every: int | None = None
     precision: PrecisionSetting = "auto"
+    whitening: Whitening = "none"
     seed: int = 0
     log_every: int = 100
 
@@ -78,6 +84,7 @@ class TrainConfig:
         for setting, value, known in (
             ("architecture", self.architecture, names),
             ("precision", self.precision, get_args(PrecisionSetting)),
+            ("whitening", self.whitening, get_args(Whitening)),
         ):
             if value not in known:
                 raise FluxscopeError(f"unknown {setting} '{value}'", f"Known are {', '.join(known)}.")
@@ -85,10 +92,17 @@ class TrainConfig:
             raise FluxscopeError(
                 "steps, batch_size, hidden_dim and log_every count from 1", "Set them to 1 or more."
             )
+        if min(self.l1_coeff, self.l0_coeff) < 0 or (self.lr is not None and not self.lr > 0):
+            raise FluxscopeError(
+                f"l1_coeff {self.l1_coeff:g}, l0_coeff {self.l0_coeff:g} or lr {self.lr} cannot be",
+                "Penalties are 0 or more, the learning rate is above 0.",
+            )
 
     def learning_rate(self, step: int) -> float:
         """The rate at a step, counted from 0: linear warm-up, constant, linear decay to zero."""
-        peak = self.lr or _REFERENCE_LR * math.sqrt(_REFERENCE_WIDTH / self.hidden_dim)
+        peak = self.lr
+        if peak is None:
+            peak = min(_REFERENCE_LR * math.sqrt(_REFERENCE_WIDTH / self.hidden_dim), _HIGHEST_LR)
         decay_steps = max(1, round(self.steps * self.decay_share))
         return peak * min(1.0, (step + 1) / max(1, self.warmup_steps), (self.steps - step) / decay_steps)
 
@@ -97,7 +111,8 @@ class TrainConfig:
         return min(1.0, step / max(1, round(self.steps * self.sparsity_warmup_share)))
 
     def dead_after(self) -> int:
-        return self.dead_after_tokens or min(10_000_000, self.steps * self.batch_size // 20)
+        share = max(10 * self.batch_size, self.steps * self.batch_size // 100)
+        return self.dead_after_tokens or min(10_000_000, share)
 
 
 def build(input_dim: int, config: TrainConfig) -> LinearSae:
