@@ -18,7 +18,7 @@ import typer
 from fluxscope import __version__, steering_commands, training_commands
 from fluxscope.config import Config, make_config, setting_type, settings_table
 from fluxscope.config_file import load_config
-from fluxscope.errors import FluxscopeError
+from fluxscope.errors import ConfigError, FluxscopeError
 from fluxscope.files import explain_os_error
 from fluxscope.options import Force, Quiet
 from fluxscope.progress import Reporter
@@ -33,7 +33,8 @@ SHORT_NAMES = {"active_layer": "--layer", "steer_steps": "--steps"}
 """Shorter flags, where a command has no option of that name."""
 
 PROFILE_SETTINGS = (
-    *("device", "dtype", "batch_size", "sae_device", "site_pattern", "layer5_sae_path", "layer15_sae_path"),
+    *("device", "dtype", "batch_size", "sae_device", "token_chunk_size"),
+    *("site_pattern", "layer5_sae_path", "layer15_sae_path"),
     *("height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"),
     *("target_step_number", "capture_steps"),
 )
@@ -51,7 +52,9 @@ All = Annotated[bool, typer.Option("--all", help="Run all eleven steps.")]
 KeepGoing = Annotated[
     bool, typer.Option("--keep-going", help="After a step that fails, go on with the next.")
 ]
-Pictures = Annotated[int, typer.Option("--pictures", help="How many of the run's pictures to denoise again.")]
+Pictures = Annotated[
+    int, typer.Option("--pictures", min=1, help="How many of the run's pictures to denoise again.")
+]
 Target = Annotated[Path, typer.Argument(help="Where the converted SAE goes: a file or a folder.")]
 Form = Annotated[
     str, typer.Option("--to", help="Format: fluxscope, dictionary_learning, sae_lens or sparsify.")
@@ -112,7 +115,7 @@ def commands(kind: type[Config] | None) -> dict[str, Callable[..., None]]:
             command, (*EVERYWHERE, *step.settings), kind, of_run=step.name != "collect"
         )
     made["train"] = with_settings(training_commands.train_saes, training_commands.SETTINGS, kind)
-    made["steps-profile"] = with_settings(steps_profile, (*EVERYWHERE, *PROFILE_SETTINGS), kind)
+    made["sweep"] = with_settings(training_commands.sweep_saes, training_commands.SETTINGS, kind)
     made["doctor"] = with_settings(doctor, (*EVERYWHERE, *STEPS[0].settings, "clip_model_id"), kind)
     looking: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
         "steps-profile": (steps_profile, PROFILE_SETTINGS),
@@ -217,7 +220,9 @@ def run(
     """Run the pipeline: steps 1-6 and 8, or those asked for."""
     from fluxscope.steps.pipeline import DEFAULT_STEPS, parse_steps, run_pipeline
 
-    wanted = parse_steps("1-11" if all else steps or DEFAULT_STEPS)
+    if all and steps:
+        raise ConfigError("both --all and --steps are given", "Give one of them.")
+    wanted = STEPS if all else parse_steps(steps or DEFAULT_STEPS)
     run_pipeline(config, Reporter(quiet), wanted, force=force, keep_going=keep_going)
 
 
@@ -228,7 +233,11 @@ def one_step(step: Step, config: Config, force: Force = False, quiet: Quiet = Fa
 
 
 def steps_profile(config: Config, pictures: Pictures = 32, quiet: Quiet = False) -> None:
-    """Show when along denoising the selected features are active, and how well the SAE fits there."""
+    """Show when along denoising the features are active.
+
+    Some of the run's pictures are denoised again; at each of --capture-steps (without them, at every step) the
+    selected features' activity and the SAE's explained variance are measured, and drawn.
+    """
     from fluxscope.rundir import RunDir
     from fluxscope.steps import profile
     from fluxscope.steps.step import Context
@@ -238,7 +247,7 @@ def steps_profile(config: Config, pictures: Pictures = 32, quiet: Quiet = False)
 
 
 def doctor(config: Config) -> None:
-    """Say what is here, what a run with these settings will need, and what is missing."""
+    """Say what is here, what a run needs, and what is missing."""
     from fluxscope.doctor import examine
 
     if not examine(config):

@@ -36,7 +36,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
     held_out = [activations(300, 1)]
     scores = run(source(), jobs(tmp_path / "whole"), held_out, save_every=20)
 
-    def kill(step: int, logs: list) -> None:
+    def kill(step: int, logs: dict) -> None:
         if step == 33:
             raise Killed
 
@@ -82,3 +82,4 @@ def test_folder_names_are_those_that_readers_look_for() -> None:
         folder_name(15, 14, TrainConfig(k=16, hidden_dim=1024), 128, "now")
         == "sae_training_layer15_t14_topk16_x8_now"
     )
+    assert "_relu0.15_x" in folder_name(15, 14, TrainConfig("relu", l1_coeff=0.15), 128, "now")

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -7,16 +8,20 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from fluxscope.config import make_config
 from fluxscope.errors import ConfigError, FluxscopeError
-from fluxscope.files import read_json
+from fluxscope.files import load_npy, read_json, read_jsonl, save_npy
 from fluxscope.progress import Reporter
 from fluxscope.sae.formats import load
 from fluxscope.sae.shards import ActivationStore
 from fluxscope.sae.train import TrainConfig
+from fluxscope.steps.sweep import sweep
 from fluxscope.steps.train import Training, train
+from fluxscope.steps.wandb_log import check_wandb
 from fluxscope.training_commands import numbers, shapes_captions
+from tests.test_contract import check_json, table
 
 QUICK = {"num_inference_steps": 3, "target_step_number": 2, "batch_size": 8}
 FLAGS = [
@@ -32,7 +37,8 @@ FLAGS += ["--training-steps=30", "--expansion=2", "--k=4,8"]
 def training(folder, **changes) -> Training:
     base = TrainConfig(hidden_dim=256, steps=30)
     settings = {"layers": (15,), "ks": (4, 8), "pictures": 40, "base": base, "stamp": "1"}
-    return Training(**{**settings, **changes}, activations=folder / "activations", saes=folder)
+    settings |= {"activations": folder / "activations", "saes": folder}
+    return Training(**{**settings, **changes})
 
 
 def checkpoints(folder):
@@ -63,7 +69,101 @@ def test_the_scores_tell_what_the_model_does_with_the_reconstruction(trained):
     for record in read_json(trained / "scores_double.15.ff_t2_1.json"):
         assert record["spliced"]["n_images"] == 4
         assert record["spliced"]["velocity_vs_zero"] <= 1
+        assert record["random_explained_variance"] < record["explained_variance"]
         assert (trained / record["folder"] / "sae_best.pt").is_file()
+
+
+def paths_of(pattern, folder, sae):
+    """The files of a name of the page, in a training's folder."""
+    site = "activations/double.15.ff/step_1"
+    name = pattern.replace("{activations}", site).replace("{sae}", sae).replace("{shard:06d}", "*")
+    return list(
+        folder.glob(name.replace("{site}", "double.15.ff").replace("{step}", "2").replace("{stamp}", "1"))
+    )
+
+
+def check_file(path, content):
+    if path.suffix == ".png":
+        with Image.open(path) as picture:
+            assert min(picture.size) > 300
+    elif path.suffix == ".json":
+        records = read_json(path)
+        for record in records if isinstance(records, list) else [records]:
+            check_json(record, content)
+    elif path.suffix == ".npy":
+        assert f"{load_npy(path).dtype} (" in content
+    elif path.suffix == ".jsonl":
+        for record in read_jsonl(path):
+            check_json(record, content.split("; or ")["held_out" in record])
+    else:
+        assert path.stat().st_size > 0
+
+
+@pytest.mark.parametrize("row", table("Files of `fluxscope train` and `fluxscope sweep`"))
+def test_every_file_is_as_the_page_says(trained, swept, row):
+    pattern, content = row
+    swept_only = pattern in ("sweep.json", "sparsity_frontier.png")
+    paths = paths_of(pattern, swept if swept_only else trained, "sae_training_layer15_t2_topk4_x2_1")
+    assert paths, pattern
+    for path in paths:
+        check_file(path, content)
+
+
+@pytest.fixture(scope="module")
+def swept(trained, tmp_path_factory):
+    """A sweep over the activations that the other training left."""
+    folder = tmp_path_factory.mktemp("swept")
+    again = training(folder, activations=trained / "activations", ks=(2, 16), spliced_pictures=2)
+    sweep(make_config(**QUICK), again, Reporter(quiet=True), shapes_captions(make_config(**QUICK), 40))
+    return folder
+
+
+def test_a_sweep_tells_what_each_sparsity_costs(swept):
+    few, many = read_json(swept / "sweep.json")["points"]
+    assert (few["setting"], few["value"], many["value"]) == ("k", 2, 16)
+    assert few["l0"] == 2
+    assert few["explained_variance"] < many["explained_variance"]
+    assert few["random_explained_variance"] < many["random_explained_variance"]
+    assert few["spliced"]["n_images"] == 2
+
+
+def test_an_l1_sweep_has_a_control_of_the_same_l0(trained, tmp_path):
+    relu = TrainConfig("relu", hidden_dim=256, steps=30)
+    wanted = training(
+        tmp_path, activations=trained / "activations", base=relu, l1s=(0.1, 2.0), spliced_pictures=0
+    )
+    weak, strong = sweep(make_config(**QUICK), wanted, Reporter(quiet=True))
+    assert (weak["setting"], weak["value"], weak["spliced"]) == ("l1_coeff", 0.1, None)
+    assert strong["l0"] < weak["l0"]
+    assert (tmp_path / "sae_training_layer15_t2_relu2_x2_1" / "sae_best.pt").is_file()
+    with pytest.raises(ConfigError, match="two sparsities"):
+        sweep(make_config(**QUICK), training(tmp_path, ks=(4,)), Reporter(quiet=True))
+
+
+def test_bad_activations_are_left_out_and_reported(trained, tmp_path, capsys):
+    shutil.copytree(trained / "activations", tmp_path / "activations")
+    (shard,) = tmp_path.glob("activations/*/*/shard_*.npy")
+    bits = load_npy(shard).copy()
+    bits[0, 0, 0] = bits[39, 5, 7] = 0x7FC0  # NaN in bfloat16: one in training, one held out
+    save_npy(shard, bits)
+    train(make_config(**QUICK), training(tmp_path, ks=(4,), spliced_pictures=0), Reporter())
+    told = capsys.readouterr().out
+    found = re.search(r"(\d+) of (\d+) activations", told)
+    assert found and int(found[2]) == 36 * 64 * int(found[1])  # one a pass over 36 pictures
+    assert "255 held-out tokens" in told
+    bits[:5, :, 0] = 0x7FC0
+    save_npy(shard, bits)
+    with pytest.raises(FluxscopeError, match=r"hold NaN or infinity"):
+        train(make_config(**QUICK), training(tmp_path, stamp="2", spliced_pictures=0), Reporter(quiet=True))
+
+
+def test_wandb_without_the_package_is_one_clear_error_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("fluxscope.steps.wandb_log.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="wandb package") as caught:
+        train(make_config(**QUICK), training(tmp_path, wandb="project"), Reporter(quiet=True))
+    assert "fluxscope[wandb]" in caught.value.hint
+    assert not list(tmp_path.iterdir())
+    check_wandb(None)
 
 
 def test_killed_and_run_again_it_ends_with_the_same_weights(trained, tmp_path):
@@ -98,6 +198,12 @@ def test_bad_options_are_clear_errors(tmp_path):
         train(make_config(**QUICK), training(tmp_path, pictures=3), Reporter(quiet=True))
     with pytest.raises(ConfigError, match="--k cannot be"):
         numbers("--k", "16,x")
+    with pytest.raises(FluxscopeError, match="k = 257 active features of 256"):
+        train(make_config(**QUICK), training(tmp_path, ks=(4, 257)), Reporter(quiet=True))
+    assert not list(tmp_path.iterdir())
+    assert numbers("--k", "16,32,16") == (16, 32)
+    with pytest.raises(ConfigError, match="--l1 cannot be"):
+        numbers("--l1", "0.1;0.2", float)
 
 
 def test_flux_shapes_trains_on_captions_of_its_own_world_unless_a_file_is_given():

@@ -44,8 +44,12 @@ class Job:
 
 
 def folder_name(layer: int, timestep: int, config: TrainConfig, input_dim: int, stamp: str) -> str:
-    """sae_training_layer15_t14_topk16_x8_<stamp>: what readers of checkpoints look for."""
-    kind = f"topk{config.k}" if "topk" in config.architecture else config.architecture
+    """sae_training_layer15_t14_topk16_x8_<stamp>: what readers of checkpoints look for.
+
+    The number beside the kind is k, or the weight of the sparsity penalty: relu0.15, jumprelu0.003.
+    """
+    penalty = config.l1_coeff if config.architecture == "relu" else config.l0_coeff
+    kind = f"topk{config.k}" if "topk" in config.architecture else f"{config.architecture}{penalty:g}"
     return f"sae_training_layer{layer}_t{timestep}_{kind}_x{config.hidden_dim / input_dim:g}_{stamp}"
 
 
@@ -55,7 +59,7 @@ def run(
     held_out: Sequence[Tensor],
     device: torch.device | str = "cpu",
     save_every: int = 1000,
-    on_step: Callable[[int, list[Log]], None] | None = None,
+    on_step: Callable[[int, dict[str, Log]], None] | None = None,
 ) -> list[Scores]:
     """Train all jobs in one pass over the data; interrupted and called again, it goes on where it was.
 
@@ -63,7 +67,8 @@ def run(
         source: the training batches; the jobs share each one.
         held_out: batches of raw activations, (t, d) each, of pictures that are not trained on.
         save_every: steps between two evaluations and checkpoints.
-        on_step: called after every step with the number of steps done and the log entries that came due.
+        on_step: called after every step with the number of steps done and, by the name of the job's folder,
+            the log entries that came due.
 
     Returns:
         The scores of each job's best SAE.
@@ -77,7 +82,8 @@ def run(
     first = min((place.trainer.steps_done for place in places), default=0)
     for step in range(first, max((job.config.steps for job in jobs), default=0)):
         batch = source.batch(step)
-        logs = [log for place in places if (log := place.step(step, batch, save_every))]
+        due = {place.job.folder.name: place.step(step, batch, save_every) for place in places}
+        logs = {name: log for name, log in due.items() if log}
         if on_step:
             on_step(step + 1, logs)
     return [place.best for place in places]

@@ -12,23 +12,29 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from fluxscope import files
 from fluxscope.config import Config
+from fluxscope.draw.training_plots import feature_density, training_curves
 from fluxscope.errors import ConfigError
-from fluxscope.files import write_json
 from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.harvest import Wanted, harvest
 from fluxscope.models.placement import pick_device, pick_dtype
 from fluxscope.models.sites import Site, parse_site
-from fluxscope.models.splice import SplicedScores, spliced_scores
+from fluxscope.models.splice import SplicedScores, random_twin, spliced_scores_of_all
 from fluxscope.progress import Reporter
 from fluxscope.records import read_prompts
-from fluxscope.sae.data import ByImage
+from fluxscope.sae import LinearSae
+from fluxscope.sae.data import ByImage, finite_rows
 from fluxscope.sae.formats import load
-from fluxscope.sae.metrics import Scores
+from fluxscope.sae.metrics import Scores, evaluate
 from fluxscope.sae.run import Job, folder_name, run
 from fluxscope.sae.shards import ActivationStore
+from fluxscope.sae.topk import check_k
 from fluxscope.sae.train import Log, TrainConfig
 from fluxscope.steps.jobs import picture_spec
+from fluxscope.steps.wandb_log import check_wandb, wandb_run
 
 HELD_OUT_SHARE = 0.1
 SEEDS_FROM = 1_000_000
@@ -41,13 +47,15 @@ class Training:
 
     Attributes:
         layers: blocks whose site is trained on.
-        ks: values of k, one SAE each (the TopK family); otherwise one SAE.
+        ks: values of k, one SAE each (the TopK family).
         pictures: training pictures, the held-out tenth included.
         base: the other settings of every SAE.
         activations: folder of the shards.
         saes: folder in which the SAEs' folders appear.
-        spliced_pictures: held-out pictures on which the model runs with the reconstruction spliced in.
         stamp: the end of the SAEs' folder names; the same stamp goes on where it was.
+        l1s: weights of the L1 penalty, one SAE each ("relu"); empty: the one of `base`.
+        spliced_pictures: held-out pictures on which the model runs with the reconstruction spliced in.
+        wandb: project of Weights & Biases to log to; None: none.
     """
 
     layers: tuple[int, ...]
@@ -57,32 +65,94 @@ class Training:
     activations: Path
     saes: Path
     stamp: str
+    l1s: tuple[float, ...] = ()
     spliced_pictures: int = 16
+    wandb: str | None = None
 
     def configs(self) -> list[TrainConfig]:
-        if "topk" not in self.base.architecture:
-            return [self.base]
-        return [replace(self.base, k=k) for k in self.ks]
+        """The settings of every SAE of a site."""
+        if "topk" in self.base.architecture:
+            return [replace(self.base, k=k) for k in self.ks]
+        if self.base.architecture == "relu" and self.l1s:
+            return [replace(self.base, l1_coeff=l1) for l1 in self.l1s]
+        return [self.base]
 
 
-def train(config: Config, training: Training, report: Reporter, prompts: Sequence[str] | None = None) -> None:
+@dataclass(frozen=True)
+class Trained:
+    """One finished SAE.
+
+    Attributes:
+        step: denoising step, counted from 0.
+        scores: on held-out tokens.
+        random_explained_variance: of as many random directions at the same L0, on the same tokens.
+        spliced: None where no picture was run.
+    """
+
+    site: Site
+    step: int
+    job: Job
+    scores: Scores
+    random_explained_variance: float
+    spliced: SplicedScores | None
+
+    def record(self) -> dict[str, Any]:
+        """What scores_....json says of it."""
+        found = {"folder": self.job.folder.name, **asdict(self.scores)}
+        found["random_explained_variance"] = self.random_explained_variance
+        return found | ({"spliced": asdict(self.spliced)} if self.spliced else {})
+
+    def in_words(self) -> str:
+        s = self.scores
+        words = f"explained variance {s.explained_variance:.3f} at L0 {s.l0:.1f}, "
+        words += f"{s.dead:.1%} dead on {s.n_tokens} held-out tokens"
+        if self.spliced:
+            words += f"; spliced in, {self.spliced.velocity_vs_mean:.1%} of the velocity recovered"
+            words += f" (random directions {self.spliced.random_velocity_vs_mean:.1%})"
+        return words
+
+
+def train(
+    config: Config, training: Training, report: Reporter, prompts: Sequence[str] | None = None
+) -> list[Trained]:
     """Harvest activations and train the SAEs.
 
     Args:
         prompts: of the training pictures, repeated with new seeds; None for those of the prompts file.
 
     Raises:
-        ConfigError: too few pictures.
+        FluxscopeError: what cannot be trained: too few pictures, k beyond the width, wandb without wandb.
     """
     if training.pictures < 20:
         raise ConfigError(
             f"{training.pictures} pictures are too few to train on", "Give --pictures 20 or more."
         )
-    assert config.prompts_path is not None and config.max_sequence_length is not None
-    texts = list(prompts) if prompts else read_prompts(config.prompts_path)
+    for each in training.configs():
+        if "topk" in each.architecture:
+            check_k(each.k, each.hidden_dim)
+    check_wandb(training.wandb)
     device = pick_device(config.device)
     sites = [parse_site(config.site_of(layer)) for layer in training.layers]
-    wanted = Wanted(
+    wanted = wanted_activations(config, training, sites, prompts)
+    dtype = pick_dtype(config.dtype, device)
+    stores = harvest(wanted, training.activations, device, dtype, config.batch_size or 1, report)
+    finished = []
+    for site in sites:
+        for step in config.captured_step_indices:
+            trained = train_site(config, training, wanted, site, step, stores[site.name, step], report)
+            name = f"scores_{site.name}_t{step + 1}_{training.stamp}.json"
+            files.write_json(training.saes / name, [each.record() for each in trained])
+            finished += trained
+    return finished
+
+
+def wanted_activations(
+    config: Config, training: Training, sites: Sequence[Site], prompts: Sequence[str] | None
+) -> Wanted:
+    """The training pictures: the prompts in turn, each picture with a seed of its own."""
+    assert config.prompts_path is not None and config.max_sequence_length is not None
+    texts = list(prompts) if prompts else read_prompts(config.prompts_path)
+    return Wanted(
         config.model_id,
         picture_spec(config),
         config.max_sequence_length,
@@ -91,31 +161,46 @@ def train(config: Config, training: Training, report: Reporter, prompts: Sequenc
         [texts[i % len(texts)] for i in range(training.pictures)],
         [SEEDS_FROM + config.base_seed + i for i in range(training.pictures)],
     )
-    dtype = pick_dtype(config.dtype, device)
-    stores = harvest(wanted, training.activations, device, dtype, config.batch_size or 1, report)
-    for site in sites:
-        for step in config.captured_step_indices:
-            jobs, scores = train_site(config, training, site, step, stores[site.name, step], report)
-            spliced = splice(config, training, wanted, site, step, jobs)
-            tell(training, site, step, jobs, scores, spliced, report)
 
 
 def train_site(
-    config: Config, training: Training, site: Site, step: int, store: ActivationStore, report: Reporter
-) -> tuple[list[Job], list[Scores]]:
-    """Train every SAE of one site and step in one pass over its activations."""
-    split = first_held_out(store.n_images)
-    batch = training.base.batch_size
-    source = ByImage(store.read, range(split), batch, training.base.seed)
-    held_out = list(store.read(range(split, store.n_images)).float().flatten(0, 1).split(batch))
+    config: Config,
+    training: Training,
+    wanted: Wanted,
+    site: Site,
+    step: int,
+    store: ActivationStore,
+    report: Reporter,
+) -> list[Trained]:
+    """Train every SAE of one site and step in one pass over its activations, then score and draw them."""
+    base, first = training.base, first_held_out(store.n_images)
+    source = ByImage(store.read, range(first), base.batch_size, base.seed, whitening=base.whitening)
+    held_out = held_out_batches(store, base.batch_size)
     jobs = [job_of(config, training, site, step, each, store.width) for each in training.configs()]
     device = pick_device(config.sae_device, fallback=str(pick_device(config.device)))
-    with report.progress(f"SAEs of {site.name}", training.base.steps, "steps") as advance:
+    with (
+        wandb_run(training.wandb, f"{site.name}_t{step + 1}_{training.stamp}", jobs) as send,
+        report.progress(f"SAEs of {site.name}", base.steps, "steps") as advance,
+    ):
 
-        def on_step(done: int, logs: list[Log]) -> None:
+        def on_step(done: int, logs: dict[str, Log]) -> None:
             advance()
+            send(done, logs)
 
-        return jobs, run(source, jobs, held_out, device, on_step=on_step)
+        scores = run(source, jobs, held_out, device, on_step=on_step)
+    if source.bad_rows:
+        bad = f"{source.bad_rows} of {source.rows_seen} activations"
+        report.say(f"warning: {bad} read in training hold NaN or infinity and were left out")
+    saes = [load(job.folder / "sae_best.pt")[0] for job in jobs]
+    spliced = splice(config, training, wanted, site, step, saes)
+    trained = [
+        Trained(site, step, job, score, random_explained_variance(sae, score, held_out), recovered)
+        for job, sae, score, recovered in zip(jobs, saes, scores, spliced, strict=True)
+    ]
+    for each in trained:
+        draw(each)
+        report.say(f"{each.job.folder / 'sae_best.pt'}: {each.in_words()}")
+    return trained
 
 
 def first_held_out(pictures: int) -> int:
@@ -123,56 +208,55 @@ def first_held_out(pictures: int) -> int:
     return round(pictures * (1 - HELD_OUT_SHARE))
 
 
+def held_out_batches(store: ActivationStore, batch_size: int) -> list[Tensor]:
+    """The tokens that are kept from training, those with NaN or infinity left out.
+
+    Raises:
+        FluxscopeError: there are none, or more than 1% are bad.
+    """
+    tokens = store.read(range(first_held_out(store.n_images), store.n_images)).float().flatten(0, 1)
+    return list(tokens[finite_rows(tokens)].split(batch_size))
+
+
+def random_explained_variance(sae: LinearSae, scores: Scores, held_out: Sequence[Tensor]) -> float:
+    """The control of explained variance: what as many random directions explain at the same L0."""
+    twin = random_twin(sae, round(scores.l0))
+    return evaluate(twin, held_out).scores().explained_variance
+
+
+def draw(trained: Trained) -> None:
+    """Put the plots of one SAE's training into its folder."""
+    folder = trained.job.folder
+    log = files.read_jsonl(folder / "log.jsonl")
+    files.save_image(folder / "training_curves.png", training_curves(log))
+    frequency = files.load_npy(folder / "frequency.npy")
+    files.save_image(folder / "feature_density.png", feature_density(frequency, trained.scores.n_tokens))
+
+
 def splice(
-    config: Config, training: Training, wanted: Wanted, site: Site, step: int, jobs: Sequence[Job]
-) -> list[SplicedScores]:
+    config: Config, training: Training, wanted: Wanted, site: Site, step: int, saes: Sequence[LinearSae]
+) -> list[SplicedScores | None]:
     """How much of the model's behaviour each SAE leaves, on held-out pictures."""
     first = first_held_out(len(wanted.seeds))
     rows = slice(first, first + training.spliced_pictures)
-    if not wanted.seeds[rows]:
-        return []
+    prompts = wanted.prompts[rows]
+    if not prompts:
+        return [None] * len(saes)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    prompts = wanted.prompts[rows]
     embedded, _ = encode_prompts(config.model_id, prompts, wanted.max_sequence_length, device, dtype)
-    pipe = load_denoiser(config.model_id, device, dtype)
-    embeddings, batch = [embedded[prompt] for prompt in prompts], config.batch_size or 1
-    return [
-        spliced_scores(
-            pipe,
-            embeddings,
+    return list(
+        spliced_scores_of_all(
+            load_denoiser(config.model_id, device, dtype),
+            [embedded[prompt] for prompt in prompts],
             wanted.seeds[rows],
             wanted.spec,
             site,
             step,
-            load(job.folder / "sae_best.pt", device)[0],
-            batch,
+            [sae.to(device) for sae in saes],
+            config.batch_size or 1,
         )
-        for job in jobs
-    ]
-
-
-def tell(
-    training: Training,
-    site: Site,
-    step: int,
-    jobs: Sequence[Job],
-    scores: Sequence[Scores],
-    spliced: Sequence[SplicedScores],
-    report: Reporter,
-) -> None:
-    """Say and write how good the SAEs of a site are."""
-    records = []
-    for number, (job, score) in enumerate(zip(jobs, scores, strict=True)):
-        record: dict[str, Any] = {"folder": job.folder.name, **asdict(score)}
-        words = in_words(score)
-        if spliced:
-            record["spliced"] = asdict(spliced[number])
-            words += f"; spliced in, {spliced[number].velocity_vs_mean:.1%} of the velocity recovered"
-            words += f" (random directions {spliced[number].random_velocity_vs_mean:.1%})"
-        records.append(record)
-        report.say(f"{job.folder / 'sae_best.pt'}: {words}")
-    write_json(training.saes / f"scores_{site.name}_t{step + 1}_{training.stamp}.json", records)
+    )
 
 
 def job_of(config: Config, training: Training, site: Site, step: int, each: TrainConfig, width: int) -> Job:
@@ -184,12 +268,6 @@ def job_of(config: Config, training: Training, site: Site, step: int, each: Trai
         "site": site.name,
         "model_id": config.model_id,
         "normalize_data": False,
+        "whitening": each.whitening,
     }
     return Job(training.saes / name, each, entries)
-
-
-def in_words(scores: Scores) -> str:
-    return (
-        f"explained variance {scores.explained_variance:.3f} at L0 {scores.l0:.1f}, "
-        f"{scores.dead:.1%} dead on {scores.n_tokens} held-out tokens"
-    )
