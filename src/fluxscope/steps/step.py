@@ -97,9 +97,10 @@ def check_needs(step: Step, files: RunDir, all_steps: tuple[Step, ...]) -> None:
         if path.exists():
             continue
         maker = next(other for other in all_steps if name in other.makes)
+        layer = "" if files.layer == files.first_layer else f" --layer {files.layer}"
         raise MissingInputError(
             f"step {step.number} ({step.name}) needs {path}, which is not there",
-            f"Run step {maker.number} first: fluxscope {maker.name}",
+            f"Run step {maker.number} first: fluxscope {maker.name}{layer}",
         )
 
 
