@@ -62,6 +62,34 @@ def test_a_failing_step_stops_the_run_and_the_rest_is_listed(tmp_path):
     assert "Not run: 3 clip-embed" in result.stdout
 
 
+def test_all_and_a_list_of_steps_contradict_each_other(tmp_path):
+    result = fluxscope("run", "--all", "--steps", "1", "--out-dir", str(tmp_path / "run"))
+    assert result.exit_code == 1
+    assert result.stderr == "error: both --all and --steps are given\n  Give one of them.\n"
+
+
+def test_all_stops_at_the_step_that_fails_and_lists_the_others(tmp_path):
+    flags = ["--max-prompts=1", "--num-inference-steps=2", "--target-step-number=1"]
+    result = fluxscope("run", "--all", *flags, "--out-dir", str(tmp_path / "run"))
+    assert result.exit_code == 1
+    assert "no feature is active on enough of the 2 pictures" in result.stderr  # step 4
+    rest = ", ".join(f"{step.number} {step.name}" for step in STEPS if step.number > 4)
+    assert f"Not run: {rest}\n" in result.stdout
+
+
+def test_commands_that_look_at_a_run_take_its_settings(tmp_path):
+    folder = str(tmp_path / "run")
+    flags = ["--max-prompts=3", "--num-inference-steps=3", "--target-step-number=2", "--height=64"]
+    few = ["--min-prompts=2", "--top-examples-per-feature=1", "--no-enforce-global-unique-images"]
+    made = fluxscope("run", "--steps=1-4", *flags, *few, "--out-dir", folder)
+    assert made.exit_code == 0, made.output
+    looked = fluxscope("overlays", "--out-dir", folder)
+    assert looked.exit_code == 0, looked.output
+    again = fluxscope("collect", "--out-dir", folder)
+    assert again.exit_code == 1
+    assert "was made with height = 64, not 128" in again.stderr
+
+
 def test_keep_going_goes_on_and_still_fails(tmp_path):
     result = fluxscope("run", "--steps", "2,3", "--keep-going", "--out-dir", str(tmp_path / "run"))
     assert result.exit_code == 1
@@ -135,6 +163,14 @@ def test_doctor_says_what_is_here_and_what_a_run_needs():
     assert result.exit_code == 0, result.output
     for part in ("flux-shapes: 19 double and 2 single blocks", "transformer calls", "GiB are free", "LPIPS"):
         assert part in result.output
+
+
+def test_doctor_counts_the_disk_that_further_sites_and_steps_take():
+    def mebibytes(*flags):
+        return int(re.search(r"up to (\d+) MiB", fluxscope("doctor", *flags).output)[1])
+
+    plain, steps = mebibytes(), mebibytes("--capture-steps=1,2,3")
+    assert plain < steps < mebibytes("--capture-steps=1,2,3", "--sites=single.1")
 
 
 def test_doctor_names_what_is_missing_and_how_to_mend_it(tmp_path):
