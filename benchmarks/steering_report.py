@@ -116,10 +116,6 @@ def by_control(records: Records) -> dict[tuple[int, str], Records]:
     return {key: best_dose(own) for key, own in found.items()}
 
 
-def passes(records: Records, goal: str) -> bool:
-    return rate(records, goal) >= ENOUGH and rate(records, "kept") >= KEPT
-
-
 def controls_table(records: Records) -> str:
     lines = [
         "| feature | steered by | strength | changed | became the feature's | rest kept | all kept |",
@@ -141,12 +137,22 @@ def table_ways(records: Records) -> str:
 
 
 def verdict(records: Records, goal: str) -> str:
-    """How many features pass, and how many times each control does."""
-    found = by_control(records)
-    n = len({feature for feature, _ in found})
-    names = dict.fromkeys(control for _, control in found)
-    counts = {name: sum(passes(own, goal) for (_, c), own in found.items() if c == name) for name in names}
-    return ", ".join(f"{name} {count} of {n}" for name, count in counts.items())
+    """How many features pass at one of their strengths, and how many times each control does.
+
+    Args:
+        goal: what must come about: changed or became.
+    """
+    doses: dict[tuple[str, int, float], list[dict[str, Any]]] = {}
+    for r in records:
+        doses.setdefault((r["control"], r["feature"], r["dose"]), []).append(r)
+    passing = {
+        (control, feature)
+        for (control, feature, _), own in doses.items()
+        if rate(own, goal) >= ENOUGH and rate(own, "kept") >= KEPT
+    }
+    n = len({feature for _, feature, _ in doses})
+    controls = dict.fromkeys(control for control, _, _ in doses)
+    return ", ".join(f"{name} {sum(c == name for c, _ in passing)} of {n}" for name in controls)
 
 
 def write_page(out: Path, material: Material, results: Mapping[str, Records]) -> None:

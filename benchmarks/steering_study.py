@@ -69,9 +69,9 @@ WAYS = (
     Way("scale", (15.0, 60.0), kind="scale"),
     Way("clamp", (8.0, 32.0), kind="clamp"),
     Way("eight", (2.0, 6.0, 16.0), several=True),
-    Way("eight swapped", (2.0, 6.0, 16.0), several=True, suppress=True),
+    Way("swapped", (2.0, 6.0, 16.0), several=True, suppress=True),
     Way("eight at the block", (1.0, 3.0, 8.0), (BLOCK,), several=True),
-    Way("eight swapped, block", (1.0, 3.0, 8.0), (BLOCK,), several=True, suppress=True),
+    Way("swapped, block", (1.0, 3.0, 8.0), (BLOCK,), several=True, suppress=True),
 )
 BY_NAME = {way.name: way for way in WAYS}
 SINGLE = tuple(way.name for way in WAYS if way.kind == "add" and not way.several)

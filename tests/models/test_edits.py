@@ -228,7 +228,9 @@ def test_a_feature_out_of_range_is_an_error(pipe, embeddings, sae, feature):
     assert "0 to 255" in caught.value.hint
 
 
-@pytest.mark.parametrize(("text", "steps"), [("0-5", range(6)), ("3", range(3, 4)), ("2 - 4", range(2, 5))])
+@pytest.mark.parametrize(
+    ("text", "steps"), [("0-5", range(6)), ("3", range(3, 4)), ("2 - 4", range(2, 5)), ("all", range(20))]
+)
 def test_step_ranges_include_both_ends(text, steps):
     assert parse_steps(text, 20) == steps
 

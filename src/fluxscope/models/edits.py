@@ -104,14 +104,16 @@ def schedule(name: str, steps: range) -> tuple[float, ...]:
 
 
 def parse_steps(text: str, n_steps: int) -> range:
-    """The steps of a range such as "0-5" or "3", counted from 0, both ends included.
+    """The steps of a range such as "0-5" or "3", counted from 0, both ends included; "all" for every step.
 
     Raises:
         ConfigError: it is no range, or lies outside the run.
     """
+    if text.strip() == "all":
+        return range(n_steps)
     first, dash, last = text.replace(" ", "").partition("-")
     if not first.isdigit() or (dash and not last.isdigit()):
-        raise ConfigError(f"steps cannot be {text!r}", "Give a range such as 0-5, counted from 0.")
+        raise ConfigError(f"steps cannot be {text!r}", "Give a range such as 0-5, counted from 0, or all.")
     steps = range(int(first), int(last if dash else first) + 1)
     if not steps or steps[-1] >= n_steps:
         raise ConfigError(
