@@ -59,6 +59,12 @@ Target = Annotated[Path, typer.Argument(help="Where the converted SAE goes: a fi
 Form = Annotated[
     str, typer.Option("--to", help="Format: fluxscope, dictionary_learning, sae_lens or sparsify.")
 ]
+Timestep = Annotated[
+    Optional[float],  # noqa: UP045 -- read by typer at run time
+    typer.Option(
+        "--timestep", help="Where to read an SAE that depends on it (DifFRACT), from 1 (all noise) to 0."
+    ),
+]
 Checkpoint = Annotated[Path, typer.Argument(help="An SAE checkpoint, or the folder of one.")]
 
 
@@ -235,8 +241,8 @@ def one_step(step: Step, config: Config, force: Force = False, quiet: Quiet = Fa
 def steps_profile(config: Config, pictures: Pictures = 32, quiet: Quiet = False) -> None:
     """Show when along denoising the features are active.
 
-    Some of the run's pictures are denoised again; at each of --capture-steps (without them, at every step) the
-    selected features' activity and the SAE's explained variance are measured, and drawn.
+    Some of the run's pictures are denoised again; at each of --capture-steps (without them, at every step)
+    the selected features' activity and the SAE's explained variance are measured, and drawn.
     """
     from fluxscope.rundir import RunDir
     from fluxscope.steps import profile
@@ -265,12 +271,18 @@ def sae_info(file: Checkpoint) -> None:
             print(f"{label:<{width}}  {value}")
 
 
-def convert(file: Checkpoint, target: Target, to: Form = "fluxscope", quiet: Quiet = False) -> None:
+def convert(
+    file: Checkpoint,
+    target: Target,
+    to: Form = "fluxscope",
+    timestep: Timestep = None,
+    quiet: Quiet = False,
+) -> None:
     """Read an SAE of any known format and write it in another."""
     from fluxscope.sae.formats import load, save
 
     with clear_errors():
-        sae, info = load(file)
+        sae, info = load(file, timestep=timestep)
         written = save(target, sae, info.config, to)
         Reporter(quiet).say(
             f"{info.format} -> {to}: {info.architecture}, {info.input_dim} -> {info.hidden_dim}, {written}"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fluxscope.cli import convert
 from fluxscope.errors import CheckpointError
 from fluxscope.sae import BatchTopKSparseAutoencoder, SparseAutoencoder, TopKSparseAutoencoder
 from fluxscope.sae.film import TimestepSparseAutoencoder, sinusoidal_embedding
@@ -194,8 +195,9 @@ def test_diffract_is_an_ordinary_sae_at_each_timestep(tmp_path: Path) -> None:
     film = TimestepSparseAutoencoder(D, F, embedding_dim=8)
     path = tmp_path / "sae_img_12.pt"
     torch.save(diffract_state(film), path)
-    with pytest.raises(CheckpointError, match="timestep"):
+    with pytest.raises(CheckpointError, match="timestep") as caught:
         load(path)
+    assert "--timestep" in caught.value.hint
     x = torch.randn(10, D)
     for timestep in (0.0, 0.25, 1.0):
         sae, info = load(path, timestep=timestep)
@@ -204,6 +206,10 @@ def test_diffract_is_an_ordinary_sae_at_each_timestep(tmp_path: Path) -> None:
         torch.testing.assert_close(sae.encode(x), film.encode(x, timestep).detach(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(sae(x)[0], film.decode(film.encode(x, timestep)).detach())
     assert not torch.allclose(load(path, timestep=0.5)[0].encode(x), sae.encode(x))
+    convert(path, tmp_path / "sae_best.pt", timestep=0.25, quiet=True)
+    torch.testing.assert_close(
+        load(tmp_path / "sae_best.pt")[0].encode(x), load(path, timestep=0.25)[0].encode(x)
+    )
     torch.save(diffract_state(film), tmp_path / "transcoder_txt_3.pt")
     _, info = load(tmp_path / "transcoder_txt_3.pt", timestep=0.5)
     assert (info.layer, info.config["transcoder_of"]) == (3, "double.3.ff_context")

@@ -121,7 +121,11 @@ class ByImage:
         return self._tokens[self._order[rows]]
 
     def _hold(self, epoch: int, group: int) -> Float[Tensor, "n d"]:
-        """Read one group, leave its bad tokens out, and shuffle it."""
+        """Read one group, leave its bad tokens out, and shuffle it; the only group is read once."""
+        if self._n_groups == 1 and self._held is not None:
+            self._order = _permutation(len(self._tokens), self._seed, epoch, group)
+            self._held = (epoch, group)
+            return self._tokens
         dealt = _permutation(len(self._images), self._seed, epoch).tensor_split(self._n_groups)[group]
         chosen = [self._images[i] for i in dealt.sort().values.tolist()]
         activations = self._load(chosen)

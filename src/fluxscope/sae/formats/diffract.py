@@ -35,7 +35,7 @@ def read(candidate: Candidate) -> Imported:
     """Raises CheckpointError: such a file needs a timestep."""
     raise CheckpointError(
         f"{candidate.path} holds an SAE that is conditioned on the timestep",
-        "Say at which timestep to read it, from 1 (all noise) to 0.",
+        "Make an ordinary one of it: fluxscope convert FILE TARGET --timestep 0.35 (1 is all noise, 0 none).",
     )
 
 
