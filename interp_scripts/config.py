@@ -83,7 +83,7 @@ class Config(fluxscope_config.Config):
     steer_scales: tuple[float, ...] = (0, 0.5, 1, 2, 3, 5)
     steer_strengths: tuple[float, ...] = (-8, -4, -2, 0, 2, 4, 8)
     strength_unit: str = "auto"
-    steer_steps: str = "0-5"  # counted from 0
+    steer_steps: str = "0-5"  # counted from 0; or "all"
     steer_schedule: str = "constant"
     steer_site: str | None = None
     steer_only_active: bool = False

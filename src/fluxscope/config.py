@@ -126,7 +126,9 @@ class Config:
         "the former where there is a run.",
         choices=("auto", "activation", "absolute"),
     )
-    steer_steps: str = setting("0-5", "Denoising steps that are steered, counted from 0, both ends included.")
+    steer_steps: str = setting(
+        "0-5", "Denoising steps that are steered, such as 0-5, counted from 0, both ends included; or all."
+    )
     steer_schedule: str = setting(
         "constant",
         "Strength over these steps: constant, falling from full, or rising to full.",

@@ -101,7 +101,7 @@ def demo_row(
 def site_in(made_with: dict[str, Any]) -> str:
     """Where the demos were steered."""
     elsewhere = made_with["steer_site"]
-    return elsewhere.format(layer=made_with["layer_index"]) if elsewhere else made_with["site"]
+    return elsewhere.replace("{layer}", str(made_with["layer_index"])) if elsewhere else made_with["site"]
 
 
 def unit_in_words(record: dict[str, Any]) -> str:

@@ -61,7 +61,9 @@ def scope_of(config: Config, layer: int, kind: str = "add", region: torch.Tensor
 
     Codes are changed where the SAE listens; strengths are added there too, or at `steer_site`.
     """
-    elsewhere = config.steer_site.format(layer=layer) if kind == "add" and config.steer_site else None
+    elsewhere = (
+        config.steer_site.replace("{layer}", str(layer)) if kind == "add" and config.steer_site else None
+    )
     steps = parse_steps(config.steer_steps, config.num_inference_steps)
     return Scope(
         parse_site(elsewhere or config.site_of(layer)),
