@@ -248,7 +248,7 @@ class Config:
 
     def site_of(self, layer: int) -> str:
         """The name of the site that the SAE of `layer` listens at."""
-        return self.site_pattern.format(layer=layer)
+        return self.site_pattern.replace("{layer}", str(layer))
 
 
 _FIELDS = {each.name: each for each in dataclasses.fields(Config)}

@@ -19,7 +19,7 @@ import torch
 
 from fluxscope import __version__
 from fluxscope.config import Config
-from fluxscope.errors import RunDirError
+from fluxscope.errors import ConfigError, RunDirError
 from fluxscope.files import atomic_write, read_json, read_jsonl, write_json
 from fluxscope.models.sites import parse_site
 from fluxscope.models.spec import ModelSpec, read_spec
@@ -92,7 +92,13 @@ def open_collection(config: Config, jobs: list[Job], device: torch.device, force
         ConfigError: the model lacks a site.
         RunDirError: the folder belongs to other settings.
     """
-    config.sae_ckpt_path  # noqa: B018 -- raises when the active layer has no SAE
+    config.sae_path(config.active_layer)  # raises where it has none, before the model is looked for
+    sites = [config.site_of(layer) for layer in config.layers]
+    if len(set(sites)) < len(sites):
+        raise ConfigError(
+            f"both layers' SAEs would listen at {sites[0]}",
+            "Write {layer} where the block's number stands in --site-pattern, or give --no-compare-layers.",
+        )
     spec = read_spec(config.model_id)
     saes = {layer: load_sae_for(config, layer, spec, device) for layer in config.layers}
     others = load_further(config, spec, device, taken={config.site_of(layer) for layer in saes})
