@@ -122,7 +122,7 @@ def config_of(out: Path) -> Config:
         prompts_path=str(prompts),
         reps_per_prompt=1,
         top_m_per_feature=TOP,
-        top_features=20,
+        top_features=10,
         top_examples_per_feature=1,
         compare_layers=False,
     )

@@ -34,7 +34,7 @@ from fluxscope.steps.steering import load_steerer, random_direction
 from steering_material import Material, Picture, Wish, config_of, outcome, prepare
 from steering_report import best_cell, cells_of, write_page
 
-WINDOWS = {"early": "0-5", "middle": "6-12", "late": "13-19", "all": "0-19"}
+WINDOWS = {"early": "0-5", "middle": "6-12", "late": "13-19", "all but early": "6-19", "all": "0-19"}
 PARTS = ("prepare", "screen", "full", "table", "page")
 FF, BLOCK, TEXT_FF = "double.{layer}.ff", "double.{layer}", "double.{layer}.ff_context"
 
