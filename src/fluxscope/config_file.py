@@ -71,7 +71,7 @@ def _settings_of_run(given: dict[str, Any]) -> dict[str, Any]:
     if not identity or given.get("model_id", identity["model_id"]) != identity["model_id"]:
         return {}
     known = {name: value for name, value in identity.items() if name in settings_table()}
-    known |= {name: recorded[name] for name in OF_A_RUN}
+    known |= {name: recorded[name] for name in OF_A_RUN if name in recorded}
     known["active_layer"] = recorded["layer_index"]
-    del known["capture_steps"]  # for the steps after the first it means which steps to look at
+    known.pop("capture_steps", None)  # to the commands after the first step it says which steps to look at
     return known
