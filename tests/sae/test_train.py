@@ -98,10 +98,9 @@ def test_settings_that_cannot_be_are_refused(wrong: dict) -> None:
 
 
 def test_the_default_learning_rate_falls_with_the_number_of_features() -> None:
-    peaks = [
-        TrainConfig(hidden_dim=f, steps=1000, warmup_steps=0).learning_rate(0) for f in (64, 12288, 49152)
-    ]
+    peaks = [TrainConfig(hidden_dim=f).peak_lr() for f in (64, 12288, 49152)]
     assert peaks == pytest.approx([4e-3, 1e-3, 5e-4])
+    assert TrainConfig("relu", 2**14).peak_lr() == pytest.approx(2e-4)
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:

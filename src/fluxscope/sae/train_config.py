@@ -19,7 +19,7 @@ from fluxscope.sae import (
 from fluxscope.sae.normalisation import Whitening
 
 PrecisionSetting = Literal["auto", "exact", "rescored", "bf16"]
-_REFERENCE_WIDTH, _REFERENCE_LR, _HIGHEST_LR = 12288, 1e-3, 4e-3
+_HIGHEST_LR = 4e-3
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class TrainConfig:
         l0_coeff: price of an active feature ("jumprelu").
         steps: optimiser steps.
         batch_size: tokens a step.
-        lr: peak learning rate; None: 1e-3 x sqrt(12,288 / f), at most 4e-3. It falls with f as the scaling
-            law of Gao et al. 2024 (arXiv 2406.04093) does, from four times as high: runs here are of millions
-            of tokens, not billions (docs/sae-training.md has the measurements).
+        lr: peak learning rate; None: 2e-4 x sqrt(2^14 / f), the scaling law of Gao et al. 2024
+            (arXiv 2406.04093), and for the TopK family 1e-3 x sqrt(12,288 / f), at most 4e-3: four times as
+            much, since runs here are of millions of tokens, not billions (measured in docs/sae-training.md).
         warmup_steps: steps over which the rate rises from zero.
         decay_share: last share of the steps, over which it falls to zero.
         sparsity_warmup_share: first share of the steps, over which the L1 or L0 penalty rises from zero.
@@ -98,11 +98,17 @@ class TrainConfig:
                 "Penalties are 0 or more, the learning rate is above 0.",
             )
 
+    def peak_lr(self) -> float:
+        """The highest learning rate: the one set, or the default for this architecture and width."""
+        if self.lr is not None:
+            return self.lr
+        if "topk" in self.architecture:
+            return min(1e-3 * math.sqrt(12288 / self.hidden_dim), _HIGHEST_LR)
+        return 2e-4 * math.sqrt(2**14 / self.hidden_dim)
+
     def learning_rate(self, step: int) -> float:
         """The rate at a step, counted from 0: linear warm-up, constant, linear decay to zero."""
-        peak = self.lr
-        if peak is None:
-            peak = min(_REFERENCE_LR * math.sqrt(_REFERENCE_WIDTH / self.hidden_dim), _HIGHEST_LR)
+        peak = self.peak_lr()
         decay_steps = max(1, round(self.steps * self.decay_share))
         return peak * min(1.0, (step + 1) / max(1, self.warmup_steps), (self.steps - step) / decay_steps)
 
