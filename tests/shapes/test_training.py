@@ -16,7 +16,8 @@ from fluxscope.shapes.training.preview import unpack
 from fluxscope.shapes.training.progress import Stage
 from fluxscope.shapes.training.settings import AutoencoderSettings, RecipeSettings, TransformerSettings
 from fluxscope.shapes.training.text import build_clip_tokenizer, build_t5_tokenizer, token_labels, tokenize
-from fluxscope.shapes.training.transformer import Words, build_transformer, grow, level_guidance, velocity
+from fluxscope.shapes.training.transformer import build_transformer, grow, level_guidance, velocity
+from fluxscope.shapes.training.words import Words
 
 
 def test_folding_leaves_pictures_alone_and_normalises_latents() -> None:

@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import CLIPModel, T5EncoderModel
 
+    from fluxscope.shapes.training.batches import Batches
     from fluxscope.shapes.training.latents import Latents
     from fluxscope.shapes.training.preview import Preview
-    from fluxscope.shapes.training.transformer import Batches, TextEncoders
+    from fluxscope.shapes.training.words import TextEncoders
 
 STAGES = ("text", "clip", "autoencoder", "latents", "shallow", "grown", "decoder", "clip_vision", "export")
 
@@ -135,13 +136,13 @@ class Recipe:
 
     @cached_property
     def _encoders(self) -> TextEncoders:
-        from fluxscope.shapes.training.transformer import TextEncoders
+        from fluxscope.shapes.training.words import TextEncoders
 
         return TextEncoders(self.text, self.clip.text_model)
 
     @cached_property
     def _batches(self) -> Batches:
-        from fluxscope.shapes.training.transformer import Batches
+        from fluxscope.shapes.training.batches import Batches
 
         return Batches(self.latents, self._encoders, self.settings)
 

@@ -17,7 +17,8 @@ from fluxscope.files import append_jsonl, save_image
 from fluxscope.shapes import oracle, world
 from fluxscope.shapes.training import data
 from fluxscope.shapes.training.settings import RecipeSettings
-from fluxscope.shapes.training.transformer import TextEncoders, Words, build_transformer, velocity
+from fluxscope.shapes.training.transformer import build_transformer, velocity
+from fluxscope.shapes.training.words import TextEncoders, Words
 
 _STEPS = 20
 _SEED = 900  # of the captions: test scenes only, so none of them is trained on

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from fluxscope.files import append_jsonl, atomic_write, read_torch_checkpoint
 
@@ -108,10 +107,6 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set every group's learning rate to `rate` times the one it was made with."""
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("base_lr", group["lr"]) * rate
-
-
-def parameter_count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def draw_curve(log_path: Path, out: Path) -> None:

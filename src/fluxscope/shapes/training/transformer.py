@@ -11,65 +11,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import CLIPTextModel, T5EncoderModel
 
 from fluxscope.shapes import world
-from fluxscope.shapes.training.latents import WORDINGS, Latents
+from fluxscope.shapes.training.batches import Batch, Batches
 from fluxscope.shapes.training.optimizer import MuonAdam
 from fluxscope.shapes.training.progress import Stage
 from fluxscope.shapes.training.settings import RecipeSettings, TransformerSettings
-from fluxscope.shapes.training.text import build_clip_tokenizer, build_t5_tokenizer, tokenize
+from fluxscope.shapes.training.words import Words
 
 _GRID = world.RESOLUTION // 16
-
-
-@dataclass(frozen=True)
-class Words:
-    """Encoded captions: T5's states and CLIP's pooled output."""
-
-    states: Float[Tensor, "b n d"]
-    pooled: Float[Tensor, "b p"]
-
-    def where(self, keep: Tensor, other: Words) -> Words:
-        """These captions where `keep` is true, the other ones elsewhere."""
-        states = torch.where(keep[:, None, None], self.states, other.states)
-        return Words(states, torch.where(keep[:, None], self.pooled, other.pooled))
-
-    def take(self, rows: Tensor) -> Words:
-        return Words(self.states[rows], self.pooled[rows])
-
-    def repeat(self, times: int) -> Words:
-        return Words(self.states.repeat(times, 1, 1), self.pooled.repeat(times, 1))
-
-    def followed_by(self, other: Words) -> Words:
-        return Words(torch.cat([self.states, other.states]), torch.cat([self.pooled, other.pooled]))
-
-
-@dataclass(frozen=True)
-class TextEncoders:
-    """Both frozen text encoders."""
-
-    t5: T5EncoderModel
-    clip: CLIPTextModel
-
-    @torch.no_grad()
-    def from_ids(self, t5_ids: Int64[Tensor, "b n"], clip_ids: Int64[Tensor, "b n"]) -> Words:
-        states = self.t5(input_ids=t5_ids).last_hidden_state
-        return Words(states, self.clip(input_ids=clip_ids).pooler_output)
-
-    def from_texts(self, texts: list[str], length: int) -> Words:
-        """Captions as FluxPipeline encodes them."""
-        t5, clip = build_t5_tokenizer(length), build_clip_tokenizer(length)
-        return self.from_ids(tokenize(t5, texts, length), tokenize(clip, texts, length))
 
 
 def build_transformer(settings: RecipeSettings, doubles: int, singles: int) -> FluxTransformer2DModel:
@@ -153,48 +111,6 @@ class Ema:
         decay = min(self.decay, (self.updates + 1) / (self.updates + 10))
         torch._foreach_lerp_(list(self.weights.values()), list(model.state_dict().values()), 1 - decay)
         self.updates += 1
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's data: noise and latents are mixed at `time` into `noisy`; `target` is e - x_0."""
-
-    noisy: Float[Tensor, "b t c"]
-    time: Float[Tensor, " b"]
-    target: Float[Tensor, "b t c"]
-    words: Words
-    dropped: Tensor
-
-
-class Batches:
-    """Draws batches: every picture once an epoch, in an order that the seed and the step decide."""
-
-    def __init__(self, latents: Latents, encoders: TextEncoders, settings: RecipeSettings) -> None:
-        self.latents, self.encoders, self.own = latents, encoders, settings.transformer
-        self.seed = settings.seed + 6
-        self.empty = encoders.from_texts([""], settings.sequence_length)
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
-
-    def rows(self, step: int) -> np.ndarray:
-        per_epoch = len(self.latents.packed) // self.own.batch
-        epoch, place = divmod(step, per_epoch)
-        if epoch != self._epoch:
-            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.latents.packed))
-            self._epoch, self._order = epoch, order
-        return np.sort(self._order[place * self.own.batch : (place + 1) * self.own.batch])
-
-    def draw(self, step: int, rng: np.random.Generator) -> Batch:
-        rows, wording = self.rows(step), rng.integers(WORDINGS, size=self.own.batch)
-        clean = self.latents.normalised(rows)
-        ids = (torch.from_numpy(x[rows, wording].astype(np.int64)) for x in self._ids())
-        dropped = torch.rand(len(clean)) < self.own.caption_drop
-        words = self.encoders.from_ids(*ids).where(~dropped, self.empty)
-        noise, time = torch.randn_like(clean), torch.sigmoid(self.own.time_mean + torch.randn(len(clean)))
-        mix = time[:, None, None]
-        return Batch((1 - mix) * clean + mix * noise, time, noise - clean, words, dropped)
-
-    def _ids(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.latents.t5_ids, self.latents.clip_ids
 
 
 Target = Callable[[Batch, np.random.Generator], tuple[Tensor, Tensor]]
