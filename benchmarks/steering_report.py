@@ -170,7 +170,7 @@ def write_page(out: Path, material: Material, results: Mapping[str, Records]) ->
         "full": full_table(full),
         "full_trials": str(len(next(iter(cells_of(full).values())))),
         "table": controls_table(table),
-        "table_pictures": str(len({record["seed"] for record in table})),
+        "table_pictures": str(max(len(own) for own in by_control(table).values())),
         "table_ways": table_ways(table),
         "changed": verdict(table, "changed"),
         "became": verdict(table, "became"),
