@@ -31,7 +31,8 @@ Strength = Annotated[
 Scale = Annotated[str, typer.Option("--scale", help="Or multiply the code; 0 ablates, 1 changes nothing.")]
 Clamp = Annotated[str, typer.Option("--clamp", help="Or set the code to a value.")]
 Prompt = Annotated[str, typer.Option("--prompt", help="The picture's prompt.")]
-Seed = Annotated[int, typer.Option("--seed", help="The picture's seed.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="The picture's seed (42 unless said).")]
+DEFAULT_SEED = 42
 Region = Annotated[str, typer.Option("--region", help="Steer only here: x0,y0,x1,y1 in pixels.")]
 SelfCheck = Annotated[
     bool, typer.Option("--self-check", help="Show that steering works on this model, SAE and site.")
@@ -47,7 +48,7 @@ def steer(
     scale: Scale = "",
     clamp: Clamp = "",
     prompt: Prompt = "",
-    seed: Seed = 42,
+    seed: Seed = None,
     region: Region = "",
     self_check: SelfCheck = False,
     force: Force = False,
@@ -58,13 +59,13 @@ def steer(
     if self_check:
         from fluxscope.steps.self_check import self_check as check
 
-        if not check(config, prompt, seed, report):
+        if not check(config, prompt, DEFAULT_SEED if seed is None else seed, report):
             raise typer.Exit(1)
     elif feature:
         from fluxscope.steps.steer_once import steer_once
 
         steer_once(config, request_of(feature, strength, scale, clamp, prompt, seed, region), report)
-    elif any((strength, scale, clamp, prompt, region)):
+    elif any((strength, scale, clamp, prompt, region)) or seed is not None:
         raise ConfigError("no feature is named", "Add --feature, such as --feature 123.")
     else:
         from fluxscope.steps.pipeline import run_pipeline
@@ -76,7 +77,7 @@ def steer_bench(
     config: Config,
     feature: Features,
     prompt: Prompt,
-    seed: Seed = 42,
+    seed: Seed = None,
     strengths: Strengths = "2,4,8,16",
     ranges: Ranges = "0-5,6-12,0-12",
     quiet: Quiet = False,
@@ -97,7 +98,7 @@ def steering_sheet(config: Config, quiet: Quiet = False) -> None:
 
 
 def request_of(
-    feature: str, strength: str, scale: str, clamp: str, prompt: str, seed: int, region: str
+    feature: str, strength: str, scale: str, clamp: str, prompt: str, seed: int | None, region: str
 ) -> Request:
     """The options of one picture, checked.
 
@@ -123,7 +124,12 @@ def request_of(
         box = (sides[0], sides[1], sides[2], sides[3])
     features = tuple(int(number) for number in numbers("--feature", feature, whole=True))
     return Request(
-        features, kind, numbers(f"--{kind}".replace("add", "strength"), amounts), prompt, seed, box
+        features,
+        kind,
+        numbers(f"--{kind}".replace("add", "strength"), amounts),
+        prompt,
+        DEFAULT_SEED if seed is None else seed,
+        box,
     )
 
 

@@ -296,11 +296,11 @@ def test_one_picture_beside_its_baseline_needs_no_run(tmp_path):
     assert "active on" in result.output and "distance from the baseline" in result.output
     folder = tmp_path / "run" / "steering" / "once"
     baseline, steered = (
-        np.asarray(open_picture(folder / f"feature_3_strength_-300_seed_3_{what}.png"), int)
+        np.asarray(open_picture(folder / f"feature_3_strength_-300_steps_2-4_seed_3_{what}.png"), int)
         for what in ("baseline", "steered")
     )
     assert np.abs(baseline - steered).mean() > 0.5
-    assert open_picture(folder / "feature_3_strength_-300_seed_3.png").width > 800
+    assert open_picture(folder / "feature_3_strength_-300_steps_2-4_seed_3.png").width > 800
 
 
 def test_one_picture_by_a_feature_that_the_run_never_saw_active_warns(made, tmp_path):
@@ -362,3 +362,9 @@ def test_mistakes_on_the_command_line_are_clear(tmp_path, arguments, message):
     assert result.exit_code == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_seed_without_a_feature_is_not_ignored(tmp_path):
+    result = fluxscope("steer", "--seed", "3", "--out-dir", str(tmp_path / "run"))
+    assert result.exit_code == 1
+    assert "no feature is named" in result.stderr

@@ -100,12 +100,25 @@ def steer_once(config: Config, request: Request, report: Reporter) -> Path:
     heard: list[torch.Tensor] = []
     with listening(config, files.layer, steerer, request.features, heard):
         made = steerer.steer(request.prompt, request.seed, [request.changes(units)], scope)
-    how = [f"seed {request.seed}", when_and_where(config, scope)]
-    if request.region is not None:
-        how.append(f"region {','.join(map(str, request.region))}")
+    how = [seed_of(request), when_and_where(config, scope)]
+    how += where(request)
     if request.kind == "add":
         how.append(units_in_words(units))
     return write_sheet(config, files, request, made, heard[0].numpy(), " · ".join(how), report)
+
+
+def seed_of(request: Request) -> str:
+    return f"seed {request.seed}"
+
+
+def where(request: Request) -> list[str]:
+    """The region in words; nothing where the whole picture is steered."""
+    return [f"region {','.join(map(str, request.region))}"] if request.region else []
+
+
+def file_name(*words: str) -> str:
+    """A name that tells one request from another, so that a second try leaves the first in place."""
+    return "_".join(words).replace(", ", "_").replace(" ", "_")
 
 
 def loaded(config: Config, request: Request, report: Reporter) -> Steerer:
@@ -171,10 +184,12 @@ def write_sheet(
     distance = load_distance(config)
     far, change = float(distance([steered], [baseline])[0]), pixel_change(steered, baseline).mean()
     active = int((token_map > 0).sum())
-    name = f"{request.names} {request.words} seed {request.seed}".replace(", ", "_").replace(" ", "_")
+    name = file_name(
+        request.names, request.words, f"steps {config.steer_steps}", *where(request), seed_of(request)
+    )
     folder = files.steering / "once"
-    for what, pixels in (("baseline", baseline), ("steered", steered)):
-        save_image(folder / f"{name}_{what}.png", Image.fromarray(pixels))
+    for which, pixels in (("baseline", baseline), ("steered", steered)):
+        save_image(folder / f"{name}_{which}.png", Image.fromarray(pixels))
     fires = f"active on {active} of {len(token_map)} tokens"
     notes = ["", f"distance {far:.3f}", f"mean change {change:.1%}"]
     pictures = [baseline, steered, difference_map(steered, baseline)]
@@ -222,7 +237,7 @@ def steer_bench(
         baseline=0,
         tile=128,
     )
-    name = f"{request.names} bench seed {request.seed}".replace(", ", "_").replace(" ", "_")
+    name = file_name(request.names, "bench", seed_of(request))
     path = files.steering / "once" / f"{name}.png"
     save_image(path, sheet)
     report.say(f"{path}")

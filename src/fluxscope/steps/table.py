@@ -126,7 +126,7 @@ STEPS: tuple[Step, ...] = (
         makes=("best_demo_candidates", "best_demo_ids"),
         settings=(
             *("steer_features", "demo_percentile_low", "demo_percentile_high", "demo_candidates"),
-            *("demo_finalists", "demo_kept", "demo_strengths", "eps_alive", *STEERING),
+            *("demo_finalists", "demo_kept", "demo_strengths", "eps_alive", "base_seed", *STEERING),
         ),
     ),
     Step(
