@@ -168,8 +168,11 @@ def test_a_region_of_text_tokens_is_an_error():
 
 def test_only_active_tokens_change_when_asked(pipe, embeddings, sae):
     scope = Scope(FF, range(4), only_active=True)
-    before, after = at_site(pipe, embeddings, sae, [[Change("add", 50.0, 7)]], scope, step=0)
-    active = sae.encode(before)[0, :, 7] > 0
+    unchanged, _ = at_site(pipe, embeddings, sae, [[Change("add", 0.0, 7)]], scope, step=0)
+    counts = (sae.encode(unchanged)[0] > 0).sum(0)
+    feature = int((counts - 16).abs().argmin())  # one that is active on about a quarter of the tokens
+    before, after = at_site(pipe, embeddings, sae, [[Change("add", 50.0, feature)]], scope, step=0)
+    active = sae.encode(before)[0, :, feature] > 0
     assert 0 < active.sum() < 64
     assert torch.equal((before != after).any(-1)[0], active)
 

@@ -88,7 +88,8 @@ def test_a_batch_of_eight_and_single_pictures_agree(tmp_path):
         files = RunDir.of(config)
         results.append((load_npy(files.s_matrix), load_npy(files.alive_features)))
     (s8, alive8), (s1, alive1) = results
-    np.testing.assert_allclose(s8, s1, rtol=1e-5, atol=1e-4)  # float32 noise grows with S, here to 35
+    # float32's noise grows along the steps, and with S itself: 2e-5 of the largest value.
+    np.testing.assert_allclose(s8, s1, rtol=0, atol=2e-5 * float(s1.max()))
     np.testing.assert_array_equal(alive8, alive1)
 
 

@@ -46,9 +46,10 @@ class Bundled:
     training: TrainConfig
 
 
+_TOPK = TrainConfig("topk", hidden_dim=1536, k=16, lr=6e-3, dead_after_tokens=50_000)
 BUNDLED = (
-    Bundled("sae_layer05", 5, TrainConfig("topk", hidden_dim=768, k=16)),
-    Bundled("sae_layer15", 15, TrainConfig("topk", hidden_dim=768, k=16)),
+    Bundled("sae_layer05", 5, _TOPK),
+    Bundled("sae_layer15", 15, _TOPK),
     Bundled("sae_layer15_l1", 15, TrainConfig("relu", hidden_dim=768, l1_coeff=0.15)),
 )
 
@@ -121,8 +122,8 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("training/saes"), help="folder of what can be resumed"
     )
-    parser.add_argument("--pictures", type=int, default=2400)
-    parser.add_argument("--steps", type=int, default=4000, help="training steps of 2,048 tokens")
+    parser.add_argument("--pictures", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=6000, help="training steps of 2,048 tokens")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the SAEs go")
     arguments = parser.parse_args()
     stores = gather(arguments.work, arguments.pictures)

@@ -36,7 +36,7 @@ class ClipSettings:
     text_heads: int = 3
     projection: int = 64
     steps: int = 450
-    vision_steps: int = 1500  # text half frozen: the transformer learns from it meanwhile
+    vision_steps: int = 1200  # text half frozen: the transformer learns from it meanwhile
     batch: int = 96
     learning_rate: float = 1e-3
     auxiliary_weight: float = 0.5
@@ -54,7 +54,7 @@ class AutoencoderSettings:
     crop_batch: int = 32
     full_steps: int = 380
     full_batch: int = 8
-    decoder_steps: int = 1500  # encoder frozen, so that the latents stay what the transformer learnt
+    decoder_steps: int = 770  # encoder frozen, so that the latents stay what the transformer learnt
     decoder_batch: int = 8
     muon_learning_rate: float = 0.02
     adam_learning_rate: float = 2e-3
