@@ -86,7 +86,7 @@ def steps_profile(
     percent_axis(lower.yaxis)
     lower.set_ylabel("mean activity, share of the\nfeature's own peak")
     lower.set_xlabel(f"denoising step, 1 to {n_steps} (noise at the left; dotted: the run's target step)")
-    lower.legend(title="feature", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    lower.legend(title="feature", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9, handlelength=3)
     for ax in (upper, lower):
         ax.axvline(target, color="#9EA5B0", lw=1.2, ls=(0, (1, 2)), zorder=1)
         _step_axis(ax, n_steps)
