@@ -19,7 +19,13 @@ from fluxscope.errors import FluxscopeError
 from fluxscope.sae.normalisation import Normalisation, Whitening, fit
 
 MAX_BAD_SHARE = 0.01
+HELD_OUT_SHARE = 0.1
 _BLOCK = 8192
+
+
+def first_held_out(pictures: int) -> int:
+    """The first of the pictures that are kept from training: the last tenth are."""
+    return round(pictures * (1 - HELD_OUT_SHARE))
 
 
 @runtime_checkable

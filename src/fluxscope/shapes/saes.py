@@ -25,14 +25,13 @@ from fluxscope.models.sample import PictureSpec
 from fluxscope.models.sites import parse_site
 from fluxscope.models.splice import SplicedScores, spliced_scores
 from fluxscope.progress import Reporter
-from fluxscope.sae.data import ByImage
+from fluxscope.sae.data import ByImage, first_held_out
 from fluxscope.sae.formats import load
 from fluxscope.sae.metrics import Scores
 from fluxscope.sae.run import Job, run
 from fluxscope.sae.train import TrainConfig
 from fluxscope.shapes.world import caption, sample_phrasing, sample_scene
 
-HELD_OUT_SHARE = 0.1
 BATCH = 32
 SEED = 1_000_000
 
@@ -78,7 +77,7 @@ def make(bundled: Bundled, steps: int, stores: Stores, work: Path) -> tuple[Path
     config = Config()
     site = config.site_of(bundled.layer)
     store = stores[site, config.target_step_index]
-    split = round(store.n_images * (1 - HELD_OUT_SHARE))
+    split = first_held_out(store.n_images)
     training = replace(bundled.training, steps=steps)
     source = ByImage(
         store.read, range(split), training.batch_size, training.seed, buffer_images=store.n_images

@@ -26,7 +26,7 @@ from fluxscope.models.splice import SplicedScores, random_twin, spliced_scores_o
 from fluxscope.progress import Reporter
 from fluxscope.records import read_prompts
 from fluxscope.sae import LinearSae
-from fluxscope.sae.data import ByImage, finite_rows
+from fluxscope.sae.data import ByImage, finite_rows, first_held_out
 from fluxscope.sae.formats import load
 from fluxscope.sae.metrics import Scores, evaluate
 from fluxscope.sae.run import Job, folder_name, run
@@ -36,7 +36,6 @@ from fluxscope.sae.train import Log, TrainConfig
 from fluxscope.steps.jobs import picture_spec
 from fluxscope.steps.wandb_log import check_wandb, wandb_run
 
-HELD_OUT_SHARE = 0.1
 SEEDS_FROM = 1_000_000
 """Training pictures have seeds of their own, far from those of runs."""
 
@@ -201,11 +200,6 @@ def train_site(
         draw(each)
         report.say(f"{each.job.folder / 'sae_best.pt'}: {each.in_words()}")
     return trained
-
-
-def first_held_out(pictures: int) -> int:
-    """The first of the pictures that are kept from training."""
-    return round(pictures * (1 - HELD_OUT_SHARE))
 
 
 def held_out_batches(store: ActivationStore, batch_size: int) -> list[Tensor]:
