@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from fluxscope.cli import NO_FLAG, build_app
 from fluxscope.config import make_config, settings_table
+from fluxscope.files import read_torch_checkpoint
 from fluxscope.rundir import RunDir
 from fluxscope.steps.pipeline import parse_steps
 from fluxscope.steps.table import STEPS
@@ -181,10 +182,13 @@ def test_doctor_names_what_is_missing_and_how_to_mend_it(tmp_path):
 
 
 def test_sae_info_says_what_a_checkpoint_holds():
-    result = fluxscope("sae-info", make_config().sae_ckpt_path)
+    path = make_config().sae_ckpt_path
+    result = fluxscope("sae-info", path)
     assert result.exit_code == 0
     assert "topk" in result.output
-    assert "768" in result.output
+    features, width = read_torch_checkpoint(path)["model_state_dict"]["encoder.weight"].shape
+    assert str(features) in result.output
+    assert str(width) in result.output
     missing = fluxscope("sae-info", "nowhere.pt")
     assert missing.exit_code == 1
     assert "not found" in missing.stderr
