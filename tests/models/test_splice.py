@@ -5,7 +5,7 @@ from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.sample import Partway, PictureSpec, denoise
 from fluxscope.models.sites import parse_site
-from fluxscope.models.splice import random_twin, run_once, spliced_scores, spliced_scores_of_all
+from fluxscope.models.splice import random_twin, run_once, spliced_scores
 from fluxscope.sae import BatchTopKSparseAutoencoder, SparseAutoencoder, TopKSparseAutoencoder
 from fluxscope.sae.formats import load
 
@@ -43,7 +43,7 @@ def test_a_perfect_sae_recovers_everything(pipe, embeddings):
     with torch.no_grad():
         sae.encoder.weight.copy_(both)
         sae.decoder.weight.copy_(both.T)
-    scores = spliced_scores(pipe, embeddings, [1, 2], SPEC, SITE, STEP, sae)
+    (scores,) = spliced_scores(pipe, embeddings, [1, 2], SPEC, SITE, STEP, [sae])
     assert scores.velocity_vs_zero == pytest.approx(1, abs=1e-6)
     assert scores.latents_vs_zero == pytest.approx(1, abs=1e-6)
     assert scores.n_images == 2
@@ -53,7 +53,7 @@ def test_the_shipped_sae_beats_its_random_twin(pipe, embeddings):
     from fluxscope.embedded import shipped_sae
 
     sae, _ = load(shipped_sae(15))
-    scores = spliced_scores(pipe, embeddings, [1, 2], SPEC, SITE, STEP, sae)
+    (scores,) = spliced_scores(pipe, embeddings, [1, 2], SPEC, SITE, STEP, [sae])
     assert scores.velocity_vs_zero > 0.8
     assert scores.velocity_vs_mean > scores.random_velocity_vs_mean
     twin = random_twin(sae, 16)
@@ -73,9 +73,9 @@ def test_every_architecture_has_a_control_of_its_own_l0(pipe, embeddings):
     """A fresh BatchTopK has no threshold, a fresh ReLU SAE half of its latents active: neither would do."""
     saes = [SparseAutoencoder(128, 32, 0.1), BatchTopKSparseAutoencoder(128, 32, 4)]
     saes[1].threshold.fill_(3.0)
-    scores = spliced_scores_of_all(pipe, embeddings, [1, 2], SPEC, SITE, STEP, saes, batch_size=1)
+    scores = spliced_scores(pipe, embeddings, [1, 2], SPEC, SITE, STEP, saes, batch_size=1)
     assert all(each.random_velocity_vs_zero < 1 for each in scores)
-    alone = spliced_scores(pipe, embeddings, [1, 2], SPEC, SITE, STEP, saes[1], batch_size=1)
+    (alone,) = spliced_scores(pipe, embeddings, [1, 2], SPEC, SITE, STEP, [saes[1]], batch_size=1)
     assert alone == scores[1]
     assert random_twin(saes[0], 7).k == 7
     assert random_twin(saes[0], 0).k == 1

@@ -93,27 +93,8 @@ class Splice:
             handle.remove()
 
 
-def spliced_scores(
-    pipe: FluxPipeline,
-    embeddings: Sequence[PromptEmbedding],
-    seeds: Sequence[int],
-    spec: PictureSpec,
-    site: Site,
-    step: int,
-    sae: LinearSae,
-    batch_size: int = 16,
-) -> SplicedScores:
-    """Measure an SAE by the model's own behaviour, on pictures that it was not trained on.
-
-    Args:
-        embeddings, seeds: one a picture.
-        step: counted from 0.
-    """
-    return spliced_scores_of_all(pipe, embeddings, seeds, spec, site, step, [sae], batch_size)[0]
-
-
 @torch.no_grad()
-def spliced_scores_of_all(
+def spliced_scores(
     pipe: FluxPipeline,
     embeddings: Sequence[PromptEmbedding],
     seeds: Sequence[int],
@@ -123,7 +104,17 @@ def spliced_scores_of_all(
     saes: Sequence[LinearSae],
     batch_size: int = 16,
 ) -> list[SplicedScores]:
-    """Measure several SAEs of one site; what they have in common runs once."""
+    """Measure SAEs of one site by the model's own behaviour, on pictures that they were not trained on.
+
+    What they have in common runs once.
+
+    Args:
+        embeddings, seeds: one a picture.
+        step: counted from 0.
+
+    Returns:
+        One a SAE.
+    """
     true = Undisturbed(pipe, embeddings, seeds, spec, site, step, batch_size)
     zero = true.errors(torch.zeros_like)
     mean = true.errors(lambda x: true.mean.to(x).expand_as(x))

@@ -102,16 +102,17 @@ def spliced(checkpoint: Path, layer: int, pictures: int = 32) -> SplicedScores:
     assert config.height is not None and config.width is not None
     prompts = [caption(sample_scene(rng, split="test")) for _ in range(pictures)]
     embedded, _ = encode_prompts(FLUX_SHAPES, prompts, config.max_sequence_length, device, torch.float32)
-    return spliced_scores(
+    (scores,) = spliced_scores(
         load_denoiser(FLUX_SHAPES, device, torch.float32),
         [embedded[prompt] for prompt in prompts],
         list(range(pictures)),
         PictureSpec(config.height, config.width, config.num_inference_steps, config.guidance_scale),
         parse_site(config.site_of(layer)),
         config.target_step_index,
-        load(checkpoint)[0],
+        [load(checkpoint)[0]],
         BATCH,
     )
+    return scores
 
 
 def main() -> None:

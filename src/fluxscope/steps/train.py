@@ -22,7 +22,7 @@ from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.harvest import Wanted, harvest
 from fluxscope.models.placement import pick_device, pick_dtype
 from fluxscope.models.sites import Site, parse_site
-from fluxscope.models.splice import SplicedScores, random_twin, spliced_scores_of_all
+from fluxscope.models.splice import SplicedScores, random_twin, spliced_scores
 from fluxscope.progress import Reporter
 from fluxscope.records import read_prompts
 from fluxscope.sae import LinearSae
@@ -240,7 +240,7 @@ def splice(
     dtype = pick_dtype(config.dtype, device)
     embedded, _ = encode_prompts(config.model_id, prompts, wanted.max_sequence_length, device, dtype)
     return list(
-        spliced_scores_of_all(
+        spliced_scores(
             load_denoiser(config.model_id, device, dtype),
             [embedded[prompt] for prompt in prompts],
             wanted.seeds[rows],
