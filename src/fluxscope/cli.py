@@ -10,6 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -139,10 +140,14 @@ def with_settings(
 ) -> Callable[..., None]:
     """Turn function(config, ...) into a command that takes these settings, and its own options, as flags.
 
+    A parameter that is a dataclass stands for its fields: each is a flag of its own.
+
     Args:
         of_run: settings that aren't given are those of the run in the output folder.
     """
-    own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "config"]
+    asked = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "config"]
+    groups: dict[str, Any] = {p.name: p.annotation for p in asked if is_dataclass(p.annotation)}
+    own = [flag for p in asked for flag in (_fields(p.annotation) if p.name in groups else [p])]
     taken = {f"--{p.name.replace('_', '-')}" for p in own}
     if kind is None:
         own.insert(0, _option("config", ConfigFile, None))
@@ -156,6 +161,8 @@ def with_settings(
                 config = make_config(kind, **chosen)
             else:
                 config = load_config(given.pop("config"), of_run=of_run, **chosen)
+            for name, group in groups.items():
+                given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
             function(config, **given)
 
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own] + flags
@@ -167,6 +174,11 @@ def with_settings(
 
 def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _fields(group: type) -> list[inspect.Parameter]:
+    """A dataclass's fields as options."""
+    return list(inspect.signature(group, eval_str=True).parameters.values())
 
 
 def _flag(name: str, taken: set[str]) -> inspect.Parameter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional, TypeVar, cast
 
@@ -72,111 +73,86 @@ SETTINGS = (
 """What training depends on beside its own options."""
 
 
-def train_saes(
-    config: Config,
-    layers: Layers = "5,15",
-    architecture: Architecture = "topk",
-    k: Ks = None,
-    expansion: Expansion = None,
-    l1: L1s = "0.15",
-    lr: Rate = None,
-    whitening: Whiten = "none",
-    training_steps: TrainSteps = 4000,
-    pictures: TrainPictures = 2000,
-    seed: Seed = 0,
-    activations_dir: Activations = Path("sae_activations"),
-    saes_dir: Saes = Path(),
-    stamp: Stamp = "1",
-    spliced_pictures: Spliced = 16,
-    wandb: Wandb = None,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of `fluxscope train`; cli.py makes a flag of each."""
+
+    layers: Layers = "5,15"
+    architecture: Architecture = "topk"
+    k: Ks = None
+    expansion: Expansion = None
+    l1: L1s = "0.15"
+    lr: Rate = None
+    whitening: Whiten = "none"
+    training_steps: TrainSteps = 4000
+    pictures: TrainPictures = 2000
+    seed: Seed = 0
+    activations_dir: Activations = Path("sae_activations")
+    saes_dir: Saes = Path()
+    stamp: Stamp = "1"
+    spliced_pictures: Spliced = 16
+    wandb: Wandb = None
+
+
+@dataclass(frozen=True)
+class SweepOptions(TrainOptions):
+    """The options of `fluxscope sweep`: those of `train`, with several sparsities and less work for each."""
+
+    layers: Layers = "15"
+    k: SweptKs = None
+    l1: L1s = "0.05,0.1,0.2,0.4,0.8"
+    training_steps: TrainSteps = 1000
+    pictures: TrainPictures = 400
+    activations_dir: Activations = Path("sae_sweep/activations")
+    saes_dir: Saes = Path("sae_sweep")
+
+
+def train_saes(config: Config, options: TrainOptions, quiet: Quiet = False) -> None:
     """Train SAEs on the model's activations at the target step (and at --capture-steps)."""
     from fluxscope.steps.train import train
 
-    k = k or ("16" if config.model_id == FLUX_SHAPES else "64")
-    training = wanted_training(
-        config, layers, architecture, k, expansion, l1, lr, whitening, training_steps, pictures, seed,
-        activations_dir, saes_dir, stamp, spliced_pictures, wandb,
-    )  # fmt: skip
-    train(config, training, Reporter(quiet), shapes_captions(config, pictures))
+    k = options.k or ("16" if config.model_id == FLUX_SHAPES else "64")
+    captions = shapes_captions(config, options.pictures)
+    train(config, wanted_training(config, options, k), Reporter(quiet), captions)
 
 
-def sweep_saes(
-    config: Config,
-    layers: Layers = "15",
-    architecture: Architecture = "topk",
-    k: SweptKs = None,
-    expansion: Expansion = None,
-    l1: L1s = "0.05,0.1,0.2,0.4,0.8",
-    lr: Rate = None,
-    whitening: Whiten = "none",
-    training_steps: TrainSteps = 1000,
-    pictures: TrainPictures = 400,
-    seed: Seed = 0,
-    activations_dir: Activations = Path("sae_sweep/activations"),
-    saes_dir: Saes = Path("sae_sweep"),
-    stamp: Stamp = "1",
-    spliced_pictures: Spliced = 16,
-    wandb: Wandb = None,
-    quiet: Quiet = False,
-) -> None:
+def sweep_saes(config: Config, options: SweepOptions, quiet: Quiet = False) -> None:
     """Train SAEs of several k (or L1 strengths) in one pass, and draw what sparsity costs."""
     from fluxscope.steps.sweep import sweep
 
-    k = k or ("2,4,8,16,32" if config.model_id == FLUX_SHAPES else "16,32,64,128,256")
-    training = wanted_training(
-        config, layers, architecture, k, expansion, l1, lr, whitening, training_steps, pictures, seed,
-        activations_dir, saes_dir, stamp, spliced_pictures, wandb,
-    )  # fmt: skip
-    sweep(config, training, Reporter(quiet), shapes_captions(config, pictures))
+    k = options.k or ("2,4,8,16,32" if config.model_id == FLUX_SHAPES else "16,32,64,128,256")
+    captions = shapes_captions(config, options.pictures)
+    sweep(config, wanted_training(config, options, k), Reporter(quiet), captions)
 
 
-def wanted_training(
-    config: Config,
-    layers: str,
-    architecture: str,
-    k: str,
-    expansion: int | None,
-    l1: str,
-    lr: float | None,
-    whitening: str,
-    training_steps: int,
-    pictures: int,
-    seed: int,
-    activations_dir: Path,
-    saes_dir: Path,
-    stamp: str,
-    spliced_pictures: int,
-    wandb: str | None,
-) -> Training:
-    """The options of both commands as one description of what to train."""
+def wanted_training(config: Config, options: TrainOptions, k: str) -> Training:
+    """The options as a description of what to train."""
     from fluxscope.models.spec import read_spec
     from fluxscope.sae.train import TrainConfig
     from fluxscope.steps.train import Training
 
+    expansion = options.expansion
     if expansion is None:
         expansion = 6 if config.model_id == FLUX_SHAPES else 8
-    hidden_dim = expansion * read_spec(config.model_id).width
     base = TrainConfig(
-        architecture,
-        hidden_dim,
-        steps=training_steps,
-        lr=lr,
-        whitening=cast("Whitening", whitening),  # TrainConfig refuses what is none
-        seed=seed,
+        options.architecture,
+        expansion * read_spec(config.model_id).width,
+        steps=options.training_steps,
+        lr=options.lr,
+        whitening=cast("Whitening", options.whitening),  # TrainConfig refuses what is none
+        seed=options.seed,
     )
     return Training(
-        numbers("--layers", layers),
-        numbers("--k", k),
-        pictures,
-        base,
-        activations_dir,
-        saes_dir,
-        stamp,
-        numbers("--l1", l1, float),
-        spliced_pictures,
-        wandb,
+        layers=numbers("--layers", options.layers),
+        ks=numbers("--k", k),
+        pictures=options.pictures,
+        base=base,
+        activations=options.activations_dir,
+        saes=options.saes_dir,
+        stamp=options.stamp,
+        l1s=numbers("--l1", options.l1, float),
+        spliced_pictures=options.spliced_pictures,
+        wandb=options.wandb,
     )
 
 

@@ -18,7 +18,7 @@ import torch
 
 from fluxscope.config import Config
 from fluxscope.embedded import FLUX_SHAPES, WEIGHTS
-from fluxscope.files import write_json
+from fluxscope.files import read_json, write_json
 from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.harvest import Stores, Wanted, harvest
 from fluxscope.models.sample import PictureSpec
@@ -27,11 +27,13 @@ from fluxscope.models.splice import SplicedScores, spliced_scores
 from fluxscope.progress import Reporter
 from fluxscope.sae.data import ByImage, first_held_out
 from fluxscope.sae.formats import load
-from fluxscope.sae.metrics import Scores
 from fluxscope.sae.run import Job, run
 from fluxscope.sae.train import TrainConfig
 from fluxscope.shapes.world import caption, sample_phrasing, sample_scene
 
+LAYERS = (5, 15)
+SPEC = PictureSpec(height=128, width=128, steps=20, guidance=3.5)
+WORDS = 20
 BATCH = 32
 SEED = 1_000_000
 
@@ -56,63 +58,57 @@ BUNDLED = (
 def gather(work: Path, pictures: int) -> Stores:
     """Activations of both layers at the target step, for pictures of random training captions."""
     config, rng = Config(), np.random.default_rng(0)
-    assert config.max_sequence_length is not None
-    assert config.height is not None and config.width is not None
     wanted = Wanted(
         FLUX_SHAPES,
-        PictureSpec(config.height, config.width, config.num_inference_steps, config.guidance_scale),
-        config.max_sequence_length,
-        [parse_site(config.site_of(layer)) for layer in (5, 15)],
+        SPEC,
+        WORDS,
+        [parse_site(config.site_of(layer)) for layer in LAYERS],
         [config.target_step_index],
         [caption(sample_scene(rng, split="train"), sample_phrasing(rng)) for _ in range(pictures)],
         [SEED + i for i in range(pictures)],
     )
-    return harvest(
-        wanted, work / f"activations_{pictures}", torch.device("cpu"), torch.float32, BATCH, Reporter()
-    )
+    folder = work / f"activations_{pictures}"
+    return harvest(wanted, folder, torch.device("cpu"), torch.float32, BATCH, Reporter())
 
 
-def make(bundled: Bundled, steps: int, stores: Stores, work: Path) -> tuple[Path, Scores]:
-    """Train and score one SAE; returns its checkpoint."""
+def make(layer: int, bundled: list[Bundled], steps: int, stores: Stores, work: Path) -> list[Path]:
+    """Train a layer's SAEs in one pass over its activations; returns the folders of the trainings."""
     config = Config()
-    site = config.site_of(bundled.layer)
+    site = config.site_of(layer)
     store = stores[site, config.target_step_index]
-    split = first_held_out(store.n_images)
-    training = replace(bundled.training, steps=steps)
-    source = ByImage(
-        store.read, range(split), training.batch_size, training.seed, buffer_images=store.n_images
-    )
-    held_out = store.read(range(split, store.n_images)).float().flatten(0, 1).split(training.batch_size)
+    split, batch = first_held_out(store.n_images), bundled[0].training.batch_size
+    source = ByImage(store.read, range(split), batch, seed=0, buffer_images=store.n_images)
+    held_out = store.read(range(split, store.n_images)).float().flatten(0, 1).split(batch)
     entries = {
-        "layer": bundled.layer,
+        "layer": layer,
         "timestep": config.target_step_number,
         "site": site,
         "model_id": FLUX_SHAPES,
         "normalize_data": False,
     }
-    job = Job(work / f"{bundled.folder}_{steps}_{store.n_images}", training, entries)
-    (scores,) = run(source, [job], held_out)
-    return job.folder / "sae_best.pt", scores
+    jobs = [
+        Job(work / f"{b.folder}_{steps}_{store.n_images}", replace(b.training, steps=steps), entries)
+        for b in bundled
+    ]
+    run(source, jobs, held_out)
+    return [job.folder for job in jobs]
 
 
-def spliced(checkpoint: Path, layer: int, pictures: int = 32) -> SplicedScores:
-    """How much of flux-shapes' behaviour an SAE leaves, on pictures of captions kept for testing."""
+def spliced(layer: int, checkpoints: list[Path], pictures: int = 32) -> list[SplicedScores]:
+    """How much of flux-shapes' behaviour each SAE leaves, on pictures of captions kept for testing."""
     config, rng, device = Config(), np.random.default_rng(1), torch.device("cpu")
-    assert config.max_sequence_length is not None
-    assert config.height is not None and config.width is not None
     prompts = [caption(sample_scene(rng, split="test")) for _ in range(pictures)]
-    embedded, _ = encode_prompts(FLUX_SHAPES, prompts, config.max_sequence_length, device, torch.float32)
-    (scores,) = spliced_scores(
+    embedded, _ = encode_prompts(FLUX_SHAPES, prompts, WORDS, device, torch.float32)
+    return spliced_scores(
         load_denoiser(FLUX_SHAPES, device, torch.float32),
         [embedded[prompt] for prompt in prompts],
         list(range(pictures)),
-        PictureSpec(config.height, config.width, config.num_inference_steps, config.guidance_scale),
+        SPEC,
         parse_site(config.site_of(layer)),
         config.target_step_index,
-        [load(checkpoint)[0]],
+        [load(checkpoint)[0] for checkpoint in checkpoints],
         BATCH,
     )
-    return scores
 
 
 def main() -> None:
@@ -128,13 +124,17 @@ def main() -> None:
     arguments = parser.parse_args()
     stores = gather(arguments.work, arguments.pictures)
     results = {}
-    for bundled in BUNDLED:
-        checkpoint, scores = make(bundled, arguments.steps, stores, arguments.work)
-        target = arguments.out / bundled.folder / "sae_best.pt"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(checkpoint, target)
-        results[bundled.folder] = asdict(scores) | {"spliced": asdict(spliced(target, bundled.layer))}
-        print(f"{target}: explained variance {scores.explained_variance:.3f} at L0 {scores.l0:.1f}")
+    for layer in LAYERS:
+        bundled = [b for b in BUNDLED if b.layer == layer]
+        folders = make(layer, bundled, arguments.steps, stores, arguments.work)
+        recovered = spliced(layer, [folder / "sae_best.pt" for folder in folders])
+        for one, folder, left in zip(bundled, folders, recovered, strict=True):
+            target = arguments.out / one.folder / "sae_best.pt"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / "sae_best.pt", target)
+            scores = read_json(folder / "scores.json")
+            results[one.folder] = scores | {"spliced": asdict(left)}
+            print(f"{target}: explained variance {scores['explained_variance']:.3f} at L0 {scores['l0']:.1f}")
     write_json(arguments.out / "saes.json", results)
 
 

@@ -16,7 +16,7 @@ from fluxscope.measures.clip import open_picture
 from fluxscope.progress import Reporter
 from fluxscope.records import load_manifest
 from fluxscope.rundir import RunDir
-from fluxscope.steps.steering import heat_over, signed
+from fluxscope.steps.steering import heat_over, signed, unit_in_words
 from fluxscope.steps.step import Context
 from fluxscope.store import CodeStore
 
@@ -56,12 +56,12 @@ def assemble(
     files, feature, image_id = context.files, record["feature_id"], demo["image_id"]
     strengths, distance = both_ways(made_with["strengths"]), made_with["distance"]
     row = demo_row(context, record, demo, strengths)
+    unit = unit_in_words(record["strength_unit"], record["unit"])
     grid = labelled_grid(
         [row],
         [signed(s) for s in strengths],
         title=f"Feature {feature}: demo {number + 1}",
-        subtitle=f"image {image_id} · seed {demo['seed']} · {unit_in_words(record)} "
-        f"· best at ±{demo['best_strength']:g}",
+        subtitle=f"image {image_id} · seed {demo['seed']} · {unit} · best at ±{demo['best_strength']:g}",
         footer=f"{made_with['model_id']} · {site_in(made_with)}, steps {made_with['steer_steps']} · "
         f"distance: {distance} · score {demo['combined_score']:.3f}, "
         f"consistency {demo['consistency']:.2f}",
@@ -102,12 +102,6 @@ def site_in(made_with: dict[str, Any]) -> str:
     """Where the demos were steered."""
     elsewhere = made_with["steer_site"]
     return elsewhere.replace("{layer}", str(made_with["layer_index"])) if elsewhere else made_with["site"]
-
-
-def unit_in_words(record: dict[str, Any]) -> str:
-    if record["strength_unit"] == "absolute":
-        return "strengths along the unit decoder direction"
-    return f"strength 1 is {record['unit']:.3g}, its 99th-percentile activation"
 
 
 def steering_sheet(config: Config, report: Reporter) -> None:

@@ -15,12 +15,12 @@ from PIL import Image
 
 from fluxscope.config import Config
 from fluxscope.errors import FluxscopeError, MissingInputError
-from fluxscope.files import load_npy, read_json, save_image, write_json
+from fluxscope.files import load_npy, save_image, write_json
 from fluxscope.measures.effect import demo_score
 from fluxscope.models.steering import Steered
 from fluxscope.records import load_manifest
 from fluxscope.steps.ledger import Ledger
-from fluxscope.steps.steering import Bench, load_distance, scope_of, selected, steering_settings
+from fluxscope.steps.steering import Bench, load_distance, scope_of, selected, settings_of_run
 from fluxscope.steps.step import Context
 
 
@@ -57,7 +57,6 @@ def run(context: Context) -> str:
 def head_of(context: Context, distance: str) -> dict[str, Any]:
     """What the summary begins with: everything that its demos depend on."""
     config, files = context.config, context.files
-    log = read_json(files.run_log)
     names = ("demo_percentile_low", "demo_percentile_high", "demo_candidates", "demo_finalists", "demo_kept")
     return {
         "config": {
@@ -65,8 +64,7 @@ def head_of(context: Context, distance: str) -> dict[str, Any]:
             "strengths": list(config.demo_strengths),
             "distance": distance,
             "layer_index": files.layer,
-            **steering_settings(config, files.layer, log.get("sae_sha256", "")),
-            "run": log.get("identity"),
+            **settings_of_run(context),
         }
     }
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fluxscope.draw.grid import GridRow, labelled_grid
 from fluxscope.errors import FluxscopeError, MissingInputError
-from fluxscope.files import read_json, save_image
+from fluxscope.files import save_image
 from fluxscope.measures.distance import locality, pixel_change
 from fluxscope.measures.effect import dose_response
 from fluxscope.models.edits import Change
@@ -29,8 +29,9 @@ from fluxscope.steps.steering import (
     random_direction,
     scope_of,
     selected,
+    settings_of_run,
     signed,
-    steering_settings,
+    unit_in_words,
     when_and_where,
 )
 from fluxscope.steps.step import Context
@@ -70,7 +71,6 @@ def run(context: Context) -> str:
 def head_of(context: Context, distance: str) -> dict[str, Any]:
     """What the summary begins with."""
     config, files = context.config, context.files
-    log = read_json(files.run_log)
     return {
         "layer_index": files.layer,
         "target_step_number": config.target_step_number,
@@ -78,10 +78,7 @@ def head_of(context: Context, distance: str) -> dict[str, Any]:
         "strengths": list(config.steer_strengths),
         "images_per_feature": config.steer_images,
         "distance": distance,
-        "made_with": {
-            **steering_settings(config, files.layer, log.get("sae_sha256", "")),
-            "run": log.get("identity"),
-        },
+        "made_with": settings_of_run(context),
     }
 
 
@@ -229,18 +226,11 @@ def draw_strengths(
         rows,
         labels,
         title=f"Feature {feature}: its direction added",
-        subtitle=f"image {row['image_id']} · seed {row['seed']} · {unit_in_words(bench, feature)}",
+        subtitle=f"image {row['image_id']} · seed {row['seed']} · {unit_in_words(*bench.unit(feature))}",
         footer=foot(bench, "add"),
         baseline=middle,
     )
     save_image(files.steered(feature, row["image_id"], "strength_grid"), grid)
-
-
-def unit_in_words(bench: Bench, feature: int) -> str:
-    name, amount = bench.unit(feature)
-    if name == "absolute":
-        return "strengths along the unit decoder direction"
-    return f"strength 1 is {amount:.3g}, the feature's 99th-percentile activation"
 
 
 def foot(bench: Bench, kind: str) -> str:

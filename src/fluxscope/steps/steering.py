@@ -74,15 +74,17 @@ def scope_of(config: Config, layer: int, kind: str = "add", region: torch.Tensor
     )
 
 
-def steering_settings(config: Config, layer: int, sae_sha256: str) -> dict[str, Any]:
+def settings_of_run(context: Context) -> dict[str, Any]:
     """What steered pictures depend on, beside the features, prompts and seeds themselves."""
+    config, log = context.config, read_json(context.files.run_log)
     names = (
         *("model_id", "dtype", "height", "width", "num_inference_steps", "guidance_scale"),
         *("max_sequence_length", "target_step_number", "steer_site", "steer_steps", "steer_schedule"),
         *("steer_only_active", "strength_unit", "exact"),
     )
     values = {name: getattr(config, name) for name in names}
-    return {**values, "site": config.site_of(layer), "sae_sha256": sae_sha256}
+    site, sae = config.site_of(context.files.layer), log.get("sae_sha256", "")
+    return {**values, "site": site, "sae_sha256": sae, "run": log.get("identity")}
 
 
 def selected(context: Context) -> list[dict[str, Any]]:
@@ -249,6 +251,13 @@ def strength_units(config: Config, store: CodeStore, features: Sequence[int]) ->
 def random_direction(width: int, seed: int) -> torch.Tensor:
     """A direction drawn evenly from all: the control that has nothing to do with the feature."""
     return torch.randn(width, generator=torch.Generator().manual_seed(seed))
+
+
+def unit_in_words(name: str, amount: float) -> str:
+    """A feature's unit of strength, for the head of a grid."""
+    if name == "absolute":
+        return "strengths along the unit decoder direction"
+    return f"strength 1 is {amount:.3g}, the feature's 99th-percentile activation"
 
 
 def signed(number: float) -> str:
