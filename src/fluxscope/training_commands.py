@@ -45,6 +45,7 @@ Expansion = Annotated[
     ),
 ]
 L1s = Annotated[str, typer.Option("--l1", help="Weights of the L1 penalty (relu), one SAE for each.")]
+L0s = Annotated[str, typer.Option("--l0", help="Prices of an active feature (jumprelu), one SAE for each.")]
 Rate = Annotated[
     Optional[float],  # noqa: UP045 -- read by typer at run time
     typer.Option("--lr", help="Peak learning rate. [default: follows from the number of features]"),
@@ -82,6 +83,7 @@ class TrainOptions:
     k: Ks = None
     expansion: Expansion = None
     l1: L1s = "0.15"
+    l0: L0s = "0.003"
     lr: Rate = None
     whitening: Whiten = "none"
     training_steps: TrainSteps = 4000
@@ -101,6 +103,7 @@ class SweepOptions(TrainOptions):
     layers: Layers = "15"
     k: SweptKs = None
     l1: L1s = "0.05,0.1,0.2,0.4,0.8"
+    l0: L0s = "0.001,0.002,0.004,0.008,0.016"
     training_steps: TrainSteps = 1000
     pictures: TrainPictures = 400
     activations_dir: Activations = Path("sae_sweep/activations")
@@ -117,7 +120,7 @@ def train_saes(config: Config, options: TrainOptions, quiet: Quiet = False) -> N
 
 
 def sweep_saes(config: Config, options: SweepOptions, quiet: Quiet = False) -> None:
-    """Train SAEs of several k (or L1 strengths) in one pass, and draw what sparsity costs."""
+    """Train SAEs of several k (or penalties) in one pass, and draw what sparsity costs."""
     from fluxscope.steps.sweep import sweep
 
     k = options.k or ("2,4,8,16,32" if config.model_id == FLUX_SHAPES else "16,32,64,128,256")
@@ -151,6 +154,7 @@ def wanted_training(config: Config, options: TrainOptions, k: str) -> Training:
         saes=options.saes_dir,
         stamp=options.stamp,
         l1s=numbers("--l1", options.l1, float),
+        l0s=numbers("--l0", options.l0, float),
         spliced_pictures=options.spliced_pictures,
         wandb=options.wandb,
     )

@@ -127,15 +127,20 @@ def test_a_sweep_tells_what_each_sparsity_costs(swept):
     assert few["spliced"]["n_images"] == 2
 
 
-def test_an_l1_sweep_has_a_control_of_the_same_l0(trained, tmp_path):
-    relu = TrainConfig("relu", hidden_dim=256, steps=30)
-    wanted = training(
-        tmp_path, activations=trained / "activations", base=relu, l1s=(0.1, 2.0), spliced_pictures=0
-    )
+@pytest.mark.parametrize(
+    ("architecture", "setting", "penalties"),
+    [("relu", "l1_coeff", {"l1s": (0.1, 2.0)}), ("jumprelu", "l0_coeff", {"l0s": (0.1, 2.0)})],
+)
+def test_a_sweep_of_penalties_has_a_control_of_the_same_l0(
+    trained, tmp_path, architecture, setting, penalties
+):
+    base = TrainConfig(architecture, hidden_dim=256, steps=30)
+    shared = {"activations": trained / "activations", "base": base, "spliced_pictures": 0}
+    wanted = training(tmp_path, **shared, **penalties)
     weak, strong = sweep(make_config(**QUICK), wanted, Reporter(quiet=True))
-    assert (weak["setting"], weak["value"], weak["spliced"]) == ("l1_coeff", 0.1, None)
+    assert (weak["setting"], weak["value"], weak["spliced"]) == (setting, 0.1, None)
     assert strong["l0"] < weak["l0"]
-    assert (tmp_path / "sae_training_layer15_t2_relu2_x2_1" / "sae_best.pt").is_file()
+    assert (tmp_path / f"sae_training_layer15_t2_{architecture}2_x2_1" / "sae_best.pt").is_file()
     with pytest.raises(ConfigError, match="two sparsities"):
         sweep(make_config(**QUICK), training(tmp_path, ks=(4,)), Reporter(quiet=True))
 

@@ -1,4 +1,4 @@
-"""What sparsity costs: `fluxscope sweep` trains SAEs of several k or L1 strengths and draws the frontier.
+"""What sparsity costs: `fluxscope sweep` trains SAEs of several k or penalties and draws the frontier.
 
 All of them train in one pass over the same activations. Explained variance alone flatters an SAE, and so
 does any one point: each is shown beside random directions at equal L0, and beside what is left of the
@@ -36,7 +36,7 @@ def sweep(
     if len(training.configs()) < 2:
         raise ConfigError(
             "a sweep needs two sparsities or more",
-            "Give --k 4,8,16 (the TopK family), or --architecture relu --l1 0.1,0.2,0.4.",
+            "Give --k 4,8,16 (the TopK family), --l1 0.1,0.2,0.4 (relu) or --l0 0.002,0.004 (jumprelu).",
         )
     trained = train(config, training, report, prompts)
     points = [point(each) for each in trained]
@@ -57,7 +57,8 @@ def point(trained: Trained) -> dict[str, Any]:
 
 def sparsity(config: TrainConfig) -> tuple[str, int | float]:
     """The setting that makes an SAE sparse, and its value."""
-    return ("l1_coeff", config.l1_coeff) if config.architecture == "relu" else ("k", config.k)
+    name = {"relu": "l1_coeff", "jumprelu": "l0_coeff"}.get(config.architecture, "k")
+    return name, getattr(config, name)
 
 
 def frontiers(trained: Sequence[Trained]) -> dict[str, Frontier]:
@@ -74,7 +75,7 @@ def _frontier(group: Sequence[Trained]) -> Frontier:
     spliced = [each.spliced for each in group if each.spliced]
     settings = [sparsity(each.job.config) for each in group]
     return Frontier(
-        labels=[f"L1 {value:g}" if name == "l1_coeff" else "" for name, value in settings],
+        labels=["" if name == "k" else f"{name[:2].upper()} {value:g}" for name, value in settings],
         l0=[each.scores.l0 for each in group],
         explained=[each.scores.explained_variance for each in group],
         recovered=[s.velocity_vs_mean for s in spliced],

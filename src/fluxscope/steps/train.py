@@ -53,6 +53,7 @@ class Training:
         saes: folder in which the SAEs' folders appear.
         stamp: the end of the SAEs' folder names; the same stamp goes on where it was.
         l1s: weights of the L1 penalty, one SAE each ("relu"); empty: the one of `base`.
+        l0s: prices of an active feature, one SAE each ("jumprelu"); empty: the one of `base`.
         spliced_pictures: held-out pictures on which the model runs with the reconstruction spliced in.
         wandb: project of Weights & Biases to log to; None: none.
     """
@@ -65,6 +66,7 @@ class Training:
     saes: Path
     stamp: str
     l1s: tuple[float, ...] = ()
+    l0s: tuple[float, ...] = ()
     spliced_pictures: int = 16
     wandb: str | None = None
 
@@ -74,6 +76,8 @@ class Training:
             return [replace(self.base, k=k) for k in self.ks]
         if self.base.architecture == "relu" and self.l1s:
             return [replace(self.base, l1_coeff=l1) for l1 in self.l1s]
+        if self.base.architecture == "jumprelu" and self.l0s:
+            return [replace(self.base, l0_coeff=l0) for l0 in self.l0s]
         return [self.base]
 
 
