@@ -14,17 +14,20 @@ norm 1 shortens its gradients d times sooner. "ours, clipped as dictionary_learn
 is there to be compared with it in explained variance.
 
 `floor` is the encoder's product in bf16, the four gathers and fused Adam, each measured alone: what no
-step in PyTorch can beat. overcomplete is left out: it imports torchvision, timm and scikit-learn.
+step in PyTorch can beat. overcomplete has no AuxK and sits out with --aux; its TopKSAE gets a linear encoder
+(by default there is a batch norm after it) and runs in its own `train_sae`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import statistics
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +67,11 @@ def compete(arguments: Any) -> None:
     batches = make_batches(arguments)
     d = batches[0].shape[1]
     shape = (d, arguments.f, arguments.k)
-    contestants = {name: make(*shape, arguments.aux) for name, make in CONTESTANTS.items()}
+    contestants = {
+        name: make(*shape, arguments.aux)
+        for name, make in CONTESTANTS.items()
+        if not (arguments.aux and name.startswith("overcomplete"))
+    }
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     errors: dict[str, list[float]] = {name: [] for name in contestants}
     for batch in batches:
@@ -210,6 +217,55 @@ def sparsify(fused: bool) -> Callable[..., Step]:
     return make
 
 
+def overcomplete(fused: bool) -> Callable[..., Step]:
+    """Its TopKSAE in its own loop, unmonitored. No AuxK."""
+
+    def make(d: int, f: int, k: int, aux: bool) -> Step:
+        import_overcomplete()
+        from overcomplete.sae import TopKSAE, train_sae
+
+        encoder = LinearEncoder(start(d, f))
+        sae = TopKSAE(d, f, top_k=k, encoder_module=encoder, dictionary_params={"initializer": start(d, f)})
+        optimiser = torch.optim.Adam(sae.parameters(), lr=LR, **({"fused": True} if fused else {}))
+        error: list[torch.Tensor] = []
+
+        def loss(x: torch.Tensor, output: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+            residual = (x - output).square()
+            error[:] = [residual.detach()]
+            return residual.mean()
+
+        def step(x: torch.Tensor) -> float:
+            train_sae(sae, [x], loss, optimiser, nb_epochs=1, monitoring=0)
+            return float(error[0].sum())
+
+        return step
+
+    return make
+
+
+class LinearEncoder(torch.nn.Linear):
+    """The encoder that everybody else has, as overcomplete wants it: (pre-codes, codes)."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            self.weight.copy_(weight)
+            self.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pre = super().forward(x)
+        return pre, torch.relu(pre)
+
+
+def import_overcomplete() -> None:
+    """Let its parts be imported one by one: the whole wants torchvision and timm, its SAEs neither."""
+    where = importlib.util.find_spec("overcomplete")
+    assert where is not None and where.submodule_search_locations is not None
+    package = types.ModuleType("overcomplete")
+    package.__path__ = list(where.submodule_search_locations)
+    sys.modules.setdefault("overcomplete", package)
+
+
 def autograd(fused: bool) -> Callable[..., Step]:
     """What one writes first: dense codes, autograd, AuxK by scattering into a dense code."""
 
@@ -261,6 +317,8 @@ CONTESTANTS = {
     "dictionary_learning, best": dictionary_learning(True),
     "sparsify + Adam, as shipped": sparsify(False),
     "sparsify + Adam, best": sparsify(True),
+    "overcomplete, as shipped": overcomplete(False),
+    "overcomplete, best": overcomplete(True),
     "plain autograd, as shipped": autograd(False),
     "plain autograd, best": autograd(True),
 }
