@@ -17,9 +17,9 @@ Hyperparameters: `training/settings.py`. Loss curves, sample sheets and logs lie
 `--minutes` ends a stage early, for trials: its learning rate then falls by the clock, and the result is
 no longer a function of the seed alone.
 
-About three hours on one core of an AMD EPYC with AVX512-BF16, reckoned from measured seconds a step: text
-0.1, clip 0.3, autoencoder 0.5, latents 0.15, shallow 0.7, grown 0.6, decoder 0.4. Run it with
-OMP_NUM_THREADS=1 beside other work; memory stays below 3 GB.
+About five hours on one core of an AMD EPYC with AVX512-BF16, reckoned from measured seconds a step: text
+0.1, clip 0.3, autoencoder 0.5, latents 0.15, shallow 0.7, grown 3.1 (1.8 on two cores), decoder 0.4. Run
+it with OMP_NUM_THREADS=1 beside other work; memory stays below 3 GB.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from fluxscope.models.sample import PictureSpec
 from fluxscope.models.sites import parse_site
 from fluxscope.models.splice import SplicedScores, spliced_scores
 from fluxscope.progress import Reporter
+from fluxscope.sae import LinearSae
 from fluxscope.sae.data import ByImage, first_held_out
 from fluxscope.sae.formats import load
 from fluxscope.sae.run import Job, run
@@ -47,10 +48,10 @@ class Bundled:
     training: TrainConfig
 
 
-_TOPK = TrainConfig("topk", hidden_dim=1536, k=16, lr=6e-3, dead_after_tokens=50_000)
+_TOPK = TrainConfig("topk", hidden_dim=1536, k=16, lr=4e-3, dead_after_tokens=20_000)
 BUNDLED = (
     Bundled("sae_layer05", 5, _TOPK),
-    Bundled("sae_layer15", 15, _TOPK),
+    Bundled("sae_layer15", 15, replace(_TOPK, hidden_dim=3072)),
     Bundled("sae_layer15_l1", 15, TrainConfig("relu", hidden_dim=768, l1_coeff=0.15)),
 )
 
@@ -94,7 +95,7 @@ def make(layer: int, bundled: list[Bundled], steps: int, stores: Stores, work: P
     return [job.folder for job in jobs]
 
 
-def spliced(layer: int, checkpoints: list[Path], pictures: int = 32) -> list[SplicedScores]:
+def spliced(layer: int, saes: list[LinearSae], pictures: int = 32) -> list[SplicedScores]:
     """How much of flux-shapes' behaviour each SAE leaves, on pictures of captions kept for testing."""
     config, rng, device = Config(), np.random.default_rng(1), torch.device("cpu")
     prompts = [caption(sample_scene(rng, split="test")) for _ in range(pictures)]
@@ -106,7 +107,7 @@ def spliced(layer: int, checkpoints: list[Path], pictures: int = 32) -> list[Spl
         SPEC,
         parse_site(config.site_of(layer)),
         config.target_step_index,
-        [load(checkpoint)[0] for checkpoint in checkpoints],
+        saes,
         BATCH,
     )
 
@@ -127,7 +128,7 @@ def main() -> None:
     for layer in LAYERS:
         bundled = [b for b in BUNDLED if b.layer == layer]
         folders = make(layer, bundled, arguments.steps, stores, arguments.work)
-        recovered = spliced(layer, [folder / "sae_best.pt" for folder in folders])
+        recovered = spliced(layer, [load(folder / "sae_best.pt")[0] for folder in folders])
         for one, folder, left in zip(bundled, folders, recovered, strict=True):
             target = arguments.out / one.folder / "sae_best.pt"
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -78,13 +78,12 @@ class TransformerSettings:
     grown_places: tuple[int, ...] = (1, 5, 8, 11, 15, 18)  # where the shallow double blocks go
     batch: int = 64
     shallow_steps: int = 9000
-    grown_steps: int = 1500
+    grown_steps: int = 4800
     muon_learning_rate: float = 0.02
     adam_learning_rate: float = 1e-3
     grown_scale: float = 0.6  # learning rates of the later stages, relative to the shallow one
     decay_share: float = 0.5  # the last share of the steps, over which the rate falls to zero
     warmup_steps: int = 100
-    ema: float = 0.998
     caption_drop: float = 0.1
     time_mean: float = 0.8  # noise levels are sigmoid(normal(this, 1)): shapes are decided at 0.6 to 0.8
     guidance_range: tuple[float, float] = (1.0, 5.0)

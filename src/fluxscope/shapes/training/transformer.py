@@ -99,20 +99,6 @@ def level_guidance(model: FluxTransformer2DModel) -> FluxTransformer2DModel:
     return model
 
 
-class Ema:
-    """A running mean of the weights, shorter in the beginning."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay, self.updates = decay, 0
-        self.weights = {name: p.detach().clone() for name, p in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        decay = min(self.decay, (self.updates + 1) / (self.updates + 10))
-        torch._foreach_lerp_(list(self.weights.values()), list(model.state_dict().values()), 1 - decay)
-        self.updates += 1
-
-
 Target = Callable[[Batch, np.random.Generator], tuple[Tensor, Tensor]]
 """From a batch to (guidance, target velocity)."""
 
@@ -166,9 +152,11 @@ def _fit(
     scale: float,
     preview: Callable[[dict[str, Tensor]], None],
 ) -> dict[str, Tensor]:
-    """Train until the stage's budget is used; returns the mean of the weights (EMA)."""
+    """Train until the stage's budget is used; returns the weights.
+
+    No running mean of them is kept: while the rate falls to zero it only lags behind.
+    """
     own = batches.own
-    ema = Ema(model, own.ema)
     optimizer = MuonAdam(
         model.named_parameters(),
         lambda name, p: p.ndim == 2 and "blocks" in name and "norm" not in name,
@@ -178,7 +166,6 @@ def _fit(
     if stage.state:
         model.load_state_dict(stage.state["model"])
         optimizer.load_state_dict(stage.state["optimizer"])
-        ema.weights, ema.updates = stage.state["ema"], stage.step
     for rng in stage.steps():
         optimizer.set_rate(stage.rate(own.warmup_steps, own.decay_share))
         batch = batches.draw(stage.step, rng)
@@ -187,15 +174,14 @@ def _fit(
             made = velocity(model, batch.noisy, batch.time, batch.words, guidance)
         loss = (made.float() - wanted).square().mean()
         optimizer.descend(loss)
-        ema.update(model)
         stage.log(loss=loss.item())
         if stage.due():
-            stage.save(model=model.state_dict(), optimizer=optimizer.state_dict(), ema=ema.weights)
+            stage.save(model=model.state_dict(), optimizer=optimizer.state_dict())
         if (stage.step + 1) % own.preview_every == 0:
-            preview(ema.weights)
-    stage.save(done=True, model=model.state_dict(), optimizer=optimizer.state_dict(), ema=ema.weights)
-    preview(ema.weights)
-    return ema.weights
+            preview(model.state_dict())
+    stage.save(done=True, model=model.state_dict(), optimizer=optimizer.state_dict())
+    preview(model.state_dict())
+    return model.state_dict()
 
 
 def train_shallow(
@@ -210,7 +196,7 @@ def train_shallow(
     torch.manual_seed(settings.seed)
     stage = Stage(work, "shallow", own.shallow_steps, minutes, settings.seed + 7)
     if stage.done:
-        return stage.state["ema"]
+        return stage.state["model"]
     model = build_transformer(settings, own.shallow_double_blocks, own.shallow_single_blocks)
     return _fit(_prepare(model), stage, batches, plain_target, 1.0, preview)
 
@@ -228,7 +214,7 @@ def train_grown(
     torch.manual_seed(settings.seed)
     stage = Stage(work, "grown", own.grown_steps, minutes, settings.seed + 8)
     if stage.done:
-        return stage.state["ema"]
+        return stage.state["model"]
     teacher = build_transformer(settings, own.shallow_double_blocks, own.shallow_single_blocks)
     teacher.load_state_dict(copy.deepcopy(shallow))
     teacher.eval().requires_grad_(False)
