@@ -259,11 +259,13 @@ class LinearEncoder(torch.nn.Linear):
 
 def import_overcomplete() -> None:
     """Let its parts be imported one by one: the whole wants torchvision and timm, its SAEs neither."""
+    if "overcomplete" in sys.modules:
+        return
     where = importlib.util.find_spec("overcomplete")
     assert where is not None and where.submodule_search_locations is not None
     package = types.ModuleType("overcomplete")
     package.__path__ = list(where.submodule_search_locations)
-    sys.modules.setdefault("overcomplete", package)
+    sys.modules["overcomplete"] = package
 
 
 def autograd(fused: bool) -> Callable[..., Step]:
