@@ -101,7 +101,8 @@ def test_the_overlap_is_told_for_every_image(compared):
     assert len(shares) == SMALL["max_prompts"] * 2
     assert found["top_feature_overlap"] == pytest.approx(np.mean(shares))
     for layer, l0 in found["l0"].items():
-        assert l0["per_token"] == 16 and l0["per_token_std"] == 0, layer  # TopK with k 16
+        # TopK with k 16; now and then a token has fewer positive pre-activations.
+        assert 15.9 < l0["per_token"] <= 16 and l0["per_token_std"] < 0.2, layer
     assert "layer 5" in found["l0"]
 
 
