@@ -164,12 +164,9 @@ def shapes_captions(config: Config, count: int) -> list[str] | None:
     """Random training captions for flux-shapes without a prompts file of the user's; else None."""
     if config.model_id != FLUX_SHAPES or config.prompts_path != str(TEST_PROMPTS):
         return None
-    import numpy as np
+    from fluxscope.shapes.world import training_captions
 
-    from fluxscope.shapes.world import caption, sample_phrasing, sample_scene
-
-    rng = np.random.default_rng(0)
-    return [caption(sample_scene(rng, split="train"), sample_phrasing(rng)) for _ in range(count)]
+    return training_captions(count)
 
 
 def numbers(flag: str, text: str, kind: Callable[[str], Number] = int) -> tuple[Number, ...]:

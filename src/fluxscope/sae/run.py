@@ -48,8 +48,8 @@ def folder_name(layer: int, timestep: int, config: TrainConfig, input_dim: int, 
 
     The number beside the kind is k, or the weight of the sparsity penalty: relu0.15, jumprelu0.003.
     """
-    penalty = config.l1_coeff if config.architecture == "relu" else config.l0_coeff
-    kind = f"topk{config.k}" if "topk" in config.architecture else f"{config.architecture}{penalty:g}"
+    sparsity = getattr(config, config.sparsity_setting)
+    kind = f"topk{sparsity}" if "topk" in config.architecture else f"{config.architecture}{sparsity:g}"
     return f"sae_training_layer{layer}_t{timestep}_{kind}_x{config.hidden_dim / input_dim:g}_{stamp}"
 
 

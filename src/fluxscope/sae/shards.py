@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fluxscope import files
 from fluxscope.errors import FluxscopeError, MissingInputError
+from fluxscope.sae.data import finite_rows, first_held_out
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -143,6 +144,16 @@ class ActivationStore:
         if shard not in self._maps:
             self._maps[shard] = files.load_npy(self.folder / f"shard_{shard:06d}.npy", mmap=True)
         return self._maps[shard]
+
+
+def held_out_batches(store: ActivationStore, batch_size: int) -> list[Tensor]:
+    """The tokens that are kept from training, those with NaN or infinity left out.
+
+    Raises:
+        FluxscopeError: there are none, or more than 1% are bad.
+    """
+    tokens = store.read(range(first_held_out(store.n_images), store.n_images)).float().flatten(0, 1)
+    return list(tokens[finite_rows(tokens)].split(batch_size))
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:

@@ -112,6 +112,13 @@ class TrainConfig:
         decay_steps = max(1, round(self.steps * self.decay_share))
         return peak * min(1.0, (step + 1) / max(1, self.warmup_steps), (self.steps - step) / decay_steps)
 
+    @property
+    def sparsity_setting(self) -> Literal["k", "l1_coeff", "l0_coeff"]:
+        """The setting that makes this architecture sparse."""
+        if "topk" in self.architecture:
+            return "k"
+        return "l1_coeff" if self.architecture == "relu" else "l0_coeff"
+
     def sparsity(self, step: int) -> float:
         """What the sparsity penalty is multiplied by at a step: 0 rising to 1."""
         return min(1.0, step / max(1, round(self.steps * self.sparsity_warmup_share)))

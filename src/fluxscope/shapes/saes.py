@@ -18,23 +18,23 @@ import torch
 
 from fluxscope.config import Config
 from fluxscope.embedded import FLUX_SHAPES, WEIGHTS
-from fluxscope.files import read_json, write_json
+from fluxscope.files import write_json
 from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.harvest import Stores, Wanted, harvest
-from fluxscope.models.sample import PictureSpec
+from fluxscope.models.sample import picture_spec
 from fluxscope.models.sites import parse_site
 from fluxscope.models.splice import SplicedScores, spliced_scores
 from fluxscope.progress import Reporter
 from fluxscope.sae import LinearSae
 from fluxscope.sae.data import ByImage, first_held_out
 from fluxscope.sae.formats import load
+from fluxscope.sae.metrics import Scores
 from fluxscope.sae.run import Job, run
+from fluxscope.sae.shards import held_out_batches
 from fluxscope.sae.train import TrainConfig
-from fluxscope.shapes.world import caption, sample_phrasing, sample_scene
+from fluxscope.shapes.world import caption, sample_scene, training_captions
 
 LAYERS = (5, 15)
-SPEC = PictureSpec(height=128, width=128, steps=20, guidance=3.5)
-WORDS = 20
 BATCH = 32
 SEED = 1_000_000
 
@@ -58,28 +58,30 @@ BUNDLED = (
 
 def gather(work: Path, pictures: int) -> Stores:
     """Activations of both layers at the target step, for pictures of random training captions."""
-    config, rng = Config(), np.random.default_rng(0)
+    config = Config()
+    assert config.max_sequence_length is not None
     wanted = Wanted(
         FLUX_SHAPES,
-        SPEC,
-        WORDS,
+        picture_spec(config),
+        config.max_sequence_length,
         [parse_site(config.site_of(layer)) for layer in LAYERS],
         [config.target_step_index],
-        [caption(sample_scene(rng, split="train"), sample_phrasing(rng)) for _ in range(pictures)],
+        training_captions(pictures),
         [SEED + i for i in range(pictures)],
     )
     folder = work / f"activations_{pictures}"
     return harvest(wanted, folder, torch.device("cpu"), torch.float32, BATCH, Reporter())
 
 
-def make(layer: int, bundled: list[Bundled], steps: int, stores: Stores, work: Path) -> list[Path]:
-    """Train a layer's SAEs in one pass over its activations; returns the folders of the trainings."""
+def make(
+    layer: int, bundled: list[Bundled], steps: int, stores: Stores, work: Path
+) -> list[tuple[Path, Scores]]:
+    """Train and score a layer's SAEs in one pass over its activations; returns their checkpoints."""
     config = Config()
     site = config.site_of(layer)
     store = stores[site, config.target_step_index]
     split, batch = first_held_out(store.n_images), bundled[0].training.batch_size
     source = ByImage(store.read, range(split), batch, seed=0, buffer_images=store.n_images)
-    held_out = store.read(range(split, store.n_images)).float().flatten(0, 1).split(batch)
     entries = {
         "layer": layer,
         "timestep": config.target_step_number,
@@ -91,20 +93,21 @@ def make(layer: int, bundled: list[Bundled], steps: int, stores: Stores, work: P
         Job(work / f"{b.folder}_{steps}_{store.n_images}", replace(b.training, steps=steps), entries)
         for b in bundled
     ]
-    run(source, jobs, held_out)
-    return [job.folder for job in jobs]
+    scores = run(source, jobs, held_out_batches(store, batch))
+    return [(job.folder / "sae_best.pt", score) for job, score in zip(jobs, scores, strict=True)]
 
 
 def spliced(layer: int, saes: list[LinearSae], pictures: int = 32) -> list[SplicedScores]:
     """How much of flux-shapes' behaviour each SAE leaves, on pictures of captions kept for testing."""
     config, rng, device = Config(), np.random.default_rng(1), torch.device("cpu")
+    assert config.max_sequence_length is not None
     prompts = [caption(sample_scene(rng, split="test")) for _ in range(pictures)]
-    embedded, _ = encode_prompts(FLUX_SHAPES, prompts, WORDS, device, torch.float32)
+    embedded, _ = encode_prompts(FLUX_SHAPES, prompts, config.max_sequence_length, device, torch.float32)
     return spliced_scores(
         load_denoiser(FLUX_SHAPES, device, torch.float32),
         [embedded[prompt] for prompt in prompts],
         list(range(pictures)),
-        SPEC,
+        picture_spec(config),
         parse_site(config.site_of(layer)),
         config.target_step_index,
         saes,
@@ -127,15 +130,14 @@ def main() -> None:
     results = {}
     for layer in LAYERS:
         bundled = [b for b in BUNDLED if b.layer == layer]
-        folders = make(layer, bundled, arguments.steps, stores, arguments.work)
-        recovered = spliced(layer, [load(folder / "sae_best.pt")[0] for folder in folders])
-        for one, folder, left in zip(bundled, folders, recovered, strict=True):
+        made = make(layer, bundled, arguments.steps, stores, arguments.work)
+        recovered = spliced(layer, [load(checkpoint)[0] for checkpoint, _ in made])
+        for one, (checkpoint, scores), left in zip(bundled, made, recovered, strict=True):
             target = arguments.out / one.folder / "sae_best.pt"
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / "sae_best.pt", target)
-            scores = read_json(folder / "scores.json")
-            results[one.folder] = scores | {"spliced": asdict(left)}
-            print(f"{target}: explained variance {scores['explained_variance']:.3f} at L0 {scores['l0']:.1f}")
+            shutil.copyfile(checkpoint, target)
+            results[one.folder] = asdict(scores) | {"spliced": asdict(left)}
+            print(f"{target}: explained variance {scores.explained_variance:.3f} at L0 {scores.l0:.1f}")
     write_json(arguments.out / "saes.json", results)
 
 

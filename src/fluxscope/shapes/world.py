@@ -192,6 +192,12 @@ def sample_phrasing(rng: np.random.Generator, partial: float = 0.12) -> int:
     return int(rng.choice(PARTIAL_PHRASINGS if rng.random() < partial else FULL_PHRASINGS))
 
 
+def training_captions(count: int) -> list[str]:
+    """Captions of random training scenes, always the same ones, to take an SAE's activations from."""
+    rng = np.random.default_rng(0)
+    return [caption(sample_scene(rng, split="train"), sample_phrasing(rng)) for _ in range(count)]
+
+
 def caption(scene: Scene, phrasing: int = 0) -> str:
     """The scene in words, in the way of `PHRASINGS[phrasing]`."""
     way = PHRASINGS[phrasing]

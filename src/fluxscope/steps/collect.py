@@ -19,7 +19,7 @@ from fluxscope.files import append_jsonl, save_image
 from fluxscope.models.capture import Capture, StepClock
 from fluxscope.models.flux import PromptEmbedding, encode_prompts, load_denoiser
 from fluxscope.models.placement import pick_device, pick_dtype
-from fluxscope.models.sample import decode, denoise
+from fluxscope.models.sample import decode, denoise, picture_spec
 from fluxscope.models.sites import Site
 from fluxscope.steps.collection import (
     Collection,
@@ -28,7 +28,7 @@ from fluxscope.steps.collection import (
     write_run_log,
     write_s_matrix,
 )
-from fluxscope.steps.jobs import Job, picture_spec, plan_jobs
+from fluxscope.steps.jobs import Job, plan_jobs
 from fluxscope.steps.step import Context
 from fluxscope.steps.taps import Kept, Tap
 

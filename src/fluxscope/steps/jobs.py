@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fluxscope.config import Config
-from fluxscope.models.sample import PictureSpec
 from fluxscope.records import read_prompts
 
 
@@ -32,9 +31,3 @@ def plan_jobs(config: Config) -> list[Job]:
         for p, prompt in enumerate(prompts)
         for r in range(reps)
     ]
-
-
-def picture_spec(config: Config) -> PictureSpec:
-    """How every picture of the settings is made."""
-    assert config.height is not None and config.width is not None
-    return PictureSpec(config.height, config.width, config.num_inference_steps, config.guidance_scale)

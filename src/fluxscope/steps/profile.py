@@ -21,6 +21,7 @@ from fluxscope.files import read_json, save_image, write_json
 from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.listen import listen
 from fluxscope.models.placement import pick_device, pick_dtype
+from fluxscope.models.sample import picture_spec
 from fluxscope.models.sites import parse_site
 from fluxscope.models.spec import read_spec
 from fluxscope.records import load_manifest
@@ -28,7 +29,6 @@ from fluxscope.sae.base import LinearSae
 from fluxscope.sae.codes import SparseCodes, encode_sparse
 from fluxscope.sae.metrics import Evaluation
 from fluxscope.steps.collection import load_sae_for
-from fluxscope.steps.jobs import picture_spec
 from fluxscope.steps.step import Context
 
 

@@ -18,12 +18,12 @@ from fluxscope.measures.distance import Distance, clip_distance, find_alex_dista
 from fluxscope.models.edits import Change, Scope, check_feature, parse_steps, schedule
 from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.placement import pick_device, pick_dtype
+from fluxscope.models.sample import picture_spec
 from fluxscope.models.sites import parse_site
 from fluxscope.models.spec import read_spec
 from fluxscope.models.steering import Steerer
 from fluxscope.records import load_manifest
 from fluxscope.steps.collection import load_sae_for
-from fluxscope.steps.jobs import picture_spec
 from fluxscope.steps.step import Context
 from fluxscope.store import CodeStore
 

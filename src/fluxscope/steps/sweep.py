@@ -50,15 +50,10 @@ def sweep(
 
 def point(trained: Trained) -> dict[str, Any]:
     """What sweep.json says of one SAE."""
-    name, value = sparsity(trained.job.config)
-    place = {"site": trained.site.name, "step": trained.step, "architecture": trained.job.config.architecture}
-    return place | {"setting": name, "value": value} | {"spliced": None} | trained.record()
-
-
-def sparsity(config: TrainConfig) -> tuple[str, int | float]:
-    """The setting that makes an SAE sparse, and its value."""
-    name = {"relu": "l1_coeff", "jumprelu": "l0_coeff"}.get(config.architecture, "k")
-    return name, getattr(config, name)
+    config = trained.job.config
+    name = config.sparsity_setting
+    place = {"site": trained.site.name, "step": trained.step, "architecture": config.architecture}
+    return place | {"setting": name, "value": getattr(config, name)} | {"spliced": None} | trained.record()
 
 
 def frontiers(trained: Sequence[Trained]) -> dict[str, Frontier]:
@@ -71,11 +66,16 @@ def frontiers(trained: Sequence[Trained]) -> dict[str, Frontier]:
     return {name: _frontier(group) for name, group in groups.items()}
 
 
+def label(config: TrainConfig) -> str:
+    """What the point of an SAE is marked with: the penalty; k, which its L0 shows, is left out."""
+    name = config.sparsity_setting
+    return "" if name == "k" else f"{name[:2].upper()} {getattr(config, name):g}"
+
+
 def _frontier(group: Sequence[Trained]) -> Frontier:
     spliced = [each.spliced for each in group if each.spliced]
-    settings = [sparsity(each.job.config) for each in group]
     return Frontier(
-        labels=["" if name == "k" else f"{name[:2].upper()} {value:g}" for name, value in settings],
+        labels=[label(each.job.config) for each in group],
         l0=[each.scores.l0 for each in group],
         explained=[each.scores.explained_variance for each in group],
         recovered=[s.velocity_vs_mean for s in spliced],

@@ -21,19 +21,19 @@ from fluxscope.errors import ConfigError
 from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.harvest import Wanted, harvest
 from fluxscope.models.placement import pick_device, pick_dtype
+from fluxscope.models.sample import picture_spec
 from fluxscope.models.sites import Site, parse_site
 from fluxscope.models.splice import SplicedScores, random_twin, spliced_scores
 from fluxscope.progress import Reporter
 from fluxscope.records import read_prompts
 from fluxscope.sae import LinearSae
-from fluxscope.sae.data import ByImage, finite_rows, first_held_out
+from fluxscope.sae.data import ByImage, first_held_out
 from fluxscope.sae.formats import load
 from fluxscope.sae.metrics import Scores, evaluate
 from fluxscope.sae.run import Job, folder_name, run
-from fluxscope.sae.shards import ActivationStore
+from fluxscope.sae.shards import ActivationStore, held_out_batches
 from fluxscope.sae.topk import check_k
 from fluxscope.sae.train import Log, TrainConfig
-from fluxscope.steps.jobs import picture_spec
 from fluxscope.steps.wandb_log import check_wandb, wandb_run
 
 SEEDS_FROM = 1_000_000
@@ -72,13 +72,9 @@ class Training:
 
     def configs(self) -> list[TrainConfig]:
         """The settings of every SAE of a site."""
-        if "topk" in self.base.architecture:
-            return [replace(self.base, k=k) for k in self.ks]
-        if self.base.architecture == "relu" and self.l1s:
-            return [replace(self.base, l1_coeff=l1) for l1 in self.l1s]
-        if self.base.architecture == "jumprelu" and self.l0s:
-            return [replace(self.base, l0_coeff=l0) for l0 in self.l0s]
-        return [self.base]
+        name = self.base.sparsity_setting
+        values = {"k": self.ks, "l1_coeff": self.l1s, "l0_coeff": self.l0s}[name]
+        return [replace(self.base, **{name: value}) for value in values] or [self.base]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -204,16 +200,6 @@ def train_site(
         draw(each)
         report.say(f"{each.job.folder / 'sae_best.pt'}: {each.in_words()}")
     return trained
-
-
-def held_out_batches(store: ActivationStore, batch_size: int) -> list[Tensor]:
-    """The tokens that are kept from training, those with NaN or infinity left out.
-
-    Raises:
-        FluxscopeError: there are none, or more than 1% are bad.
-    """
-    tokens = store.read(range(first_held_out(store.n_images), store.n_images)).float().flatten(0, 1)
-    return list(tokens[finite_rows(tokens)].split(batch_size))
 
 
 def random_explained_variance(sae: LinearSae, scores: Scores, held_out: Sequence[Tensor]) -> float:
