@@ -141,6 +141,20 @@ def test_exact_and_rescored_choose_alike_and_so_learn_alike() -> None:
     assert ours == pytest.approx(theirs, abs=0.02)
 
 
+@pytest.mark.parametrize("most", [0.01, 1000.0])
+def test_gradients_are_clipped_as_pytorch_clips_them(most: float) -> None:
+    x = activations(128, 0)
+    trainer = Trainer(TrainConfig(hidden_dim=32, k=3, batch_size=128, clip_norm=most), fit([x]))
+    unclipped = Trainer(TrainConfig(hidden_dim=32, k=3, batch_size=128, clip_norm=float("inf")), fit([x]))
+    for one in (trainer, unclipped):
+        one.step(x)
+    whole = list(unclipped.sae.parameters())
+    torch.nn.utils.clip_grad_norm_(whole, most)
+    for ours, theirs in zip(trainer.sae.parameters(), whole, strict=True):
+        assert ours.grad is not None and theirs.grad is not None
+        assert torch.equal(ours.grad, theirs.grad)
+
+
 def test_several_saes_train_together_as_each_would_alone() -> None:
     x = activations(1000, 0)
     configs = [TrainConfig(**QUICK), TrainConfig("relu", 32, steps=60, batch_size=128, seed=0)]
