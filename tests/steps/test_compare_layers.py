@@ -34,6 +34,7 @@ def test_the_summary_counts_what_s_holds(compared):
         np.testing.assert_array_equal(s, load_npy(RunDir.of(compared.config, layer).s_matrix) > 1e-4)
         alive[layer] = set(np.flatnonzero(s.any(0)))
         assert summary[f"layer{layer}"]["num_alive_features"] == len(alive[layer])
+        assert summary[f"layer{layer}"]["num_features"] == s.shape[1]
         assert summary[f"layer{layer}"]["mean_l0"] == pytest.approx(s.sum(1).mean())
     assert summary["comparison"] == {
         "alive_in_both": len(alive[5] & alive[15]),

@@ -209,6 +209,7 @@ def summary_of(early: Layer, late: Layer) -> dict[str, Any]:
             "mean_l0": float(per_image.mean()),
             "std_l0": float(per_image.std()),
             "num_alive_features": len(layer.stats.alive),
+            "num_features": layer.store.n_features,
         }
     summary["comparison"] = {
         "alive_in_both": len(alive[0] & alive[1]),
