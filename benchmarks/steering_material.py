@@ -42,6 +42,10 @@ CAPTIONS = 160
 CANDIDATES = 90
 """Captions of one object, of which those are steered whose baseline is right."""
 
+SELECTED = 40
+"""How many features step 4 selects: more than the default's ten, so that other attributes than backgrounds,
+which CLIP coherence puts first, can be judged too."""
+
 SEVERAL = 8
 """How many features are amplified, and how many suppressed, where several are steered at once."""
 
@@ -55,11 +59,12 @@ COVERED = {"shape": 0.1, "color": 0.6, "size": 0.1, "background": 0.95}
 
 @dataclass(frozen=True)
 class Wish:
-    """A feature and the attribute's value that it should bring about."""
+    """A feature and the attribute's value that it should bring about; its place in step 4's selection."""
 
     feature: int
     attribute: str
     value: str
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,12 +87,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Material:
-    """What prepare() has found; detectors are by "attribute: value", the best first."""
+    """What prepare() has found, by "attribute: value": detectors, the best first, and the mean code of the
+    tokens that have the value."""
 
     run: str
     units: dict[int, float]
     live: list[int]
     detectors: dict[str, list[int]]
+    means: dict[str, list[float]]
     wishes: list[Wish]
     selected: list[Wish]
     pictures: list[Picture]
@@ -100,6 +107,7 @@ class Material:
             units={int(feature): unit for feature, unit in found["units"].items()},
             live=found["live"],
             detectors=found["detectors"],
+            means=found["means"],
             wishes=[Wish(**wish) for wish in found["wishes"]],
             selected=[Wish(**wish) for wish in found["selected"]],
             pictures=[Picture(**{**one, "box": tuple(one["box"])}) for one in found["pictures"]],
@@ -122,7 +130,7 @@ def config_of(out: Path) -> Config:
         prompts_path=str(prompts),
         reps_per_prompt=1,
         top_m_per_feature=TOP,
-        top_features=10,
+        top_features=SELECTED,
         top_examples_per_feature=1,
         compare_layers=False,
     )
@@ -146,12 +154,13 @@ def prepare(out: Path, per_attribute: int) -> Material:
     records, _ = load_manifest(files.manifest, files.root)
     seen = [oracle.read(np.asarray(open_picture(row["image_path"]))) for row in records]
     store = CodeStore(files.codes, config.site_of(files.layer), config.target_step_index)
-    detectors, scores = detectors_of(store, seen)
+    detectors, scores, means = detectors_of(store, seen)
     material = Material(
         run,
         strength_units(config, store, range(store.n_features)),
         np.flatnonzero(load_npy(files.s_matrix).max(0) > config.eps_alive).tolist(),
         detectors,
+        means,
         wishes_of(detectors, scores, per_attribute),
         selected_wishes(files, seen, [row["prompt_idx"] for row in records]),
         right_pictures(config, out / "baselines"),
@@ -162,11 +171,11 @@ def prepare(out: Path, per_attribute: int) -> Material:
 
 def detectors_of(
     store: CodeStore, seen: Sequence[oracle.Reading]
-) -> tuple[dict[str, list[int]], dict[str, float]]:
+) -> tuple[dict[str, list[int]], dict[str, float], dict[str, list[float]]]:
     """For each value the features that are active where it is (intersection over union of tokens), the best
-    first, and the score of the best."""
+    first; the score of the best; and the mean code there."""
     codes = vstack([tokens_by_features(store, image) for image in range(store.n_images)]).tocsr()
-    detectors, scores = {}, {}
+    detectors, scores, means = {}, {}, {}
     for attribute, values in values_of_the_world().items():
         covered = np.concatenate([covered_tokens(one, attribute, values) for one in seen])
         iou = token_iou(csr_array(codes), covered)
@@ -174,7 +183,8 @@ def detectors_of(
             order = np.argsort(-iou[:, column], kind="stable")[:SEVERAL]
             detectors[f"{attribute}: {value}"] = [int(feature) for feature in order]
             scores[f"{attribute}: {value}"] = float(iou[order[0], column])
-    return detectors, scores
+            means[f"{attribute}: {value}"] = np.asarray(codes[covered[:, column]].mean(0)).ravel().tolist()
+    return detectors, scores, means
 
 
 def tokens_by_features(store: CodeStore, image: int) -> csr_array:
@@ -229,13 +239,13 @@ def selected_wishes(files: RunDir, seen: Sequence[oracle.Reading], prompts: Sequ
         sparse_S(s), rank_images(s, np.array(prompts), 1e-4, TOP).image, concepts, present
     )
     wishes = []
-    for record in read_json(files.selected_features)["features"]:
+    for rank, record in enumerate(read_json(files.selected_features)["features"]):
         share = scores.top_share[record["feature_id"]]
         by_chance = binom.sf(np.rint(share * TOP) - 1, TOP, scores.base)
         concept = int(by_chance.argmin())
         if share[concept] >= SHARED and by_chance[concept] <= CHANCE:
             attribute, value = concepts[concept].split(": ")
-            wishes.append(Wish(record["feature_id"], attribute, value))
+            wishes.append(Wish(record["feature_id"], attribute, value, rank))
     return wishes
 
 

@@ -12,13 +12,18 @@ import numpy as np
 from fluxscope.draw.grid import GridRow, labelled_grid
 from fluxscope.files import save_image, write_text
 from fluxscope.measures.clip import open_picture
-from steering_material import Material
+from steering_material import COVERED, Material
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TEMPLATE = Path(__file__).with_name("steering_page.md")
 MARKS = ("<!-- the study: made by benchmarks/steering_study.py -->", "<!-- end of the study -->")
+STEERED = ("color", "shape", "background")
 ENOUGH, KEPT = 0.6, 0.8
 """A feature passes when at one strength so many attributes change while so many backgrounds stay right."""
+DEFAULT = 10
+"""How many features a run selects by default."""
+SHOWN = 3
+"""Features of each attribute in the picture of steered features."""
 
 Records = Sequence[dict[str, Any]]
 Key = tuple[str, str, float]
@@ -39,18 +44,22 @@ def cells_of(records: Records) -> dict[Key, list[dict[str, Any]]]:
 
 
 def best_cell(cells: Mapping[Key, Records], way: str = "", window: str = "") -> Key:
-    """The cell with most wishes come true and the rest kept; of equals that with most changed and kept, then
-    the weakest.
+    """The cell that is worth most; of equals the weakest.
 
     Args:
         way, window: look among these only.
     """
     among = [key for key in cells if way in ("", key[0]) and window in ("", key[1])]
+    return max(among, key=lambda key: (worth(cells[key]), -key[2]))
 
-    def worth(key: Key) -> tuple[float, float, float]:
-        return rate(cells[key], "became", "kept"), rate(cells[key], "changed", "kept"), -key[2]
 
-    return max(among, key=worth)
+def worth(records: Records) -> tuple[float, float]:
+    """How many wishes came true with the rest kept; among equals, how many attributes changed with it."""
+    return rate(records, "became", "kept"), rate(records, "changed", "kept")
+
+
+def of(records: Records, attribute: str) -> Records:
+    return [record for record in records if record["attribute"] == attribute]
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
@@ -59,7 +68,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
         return 0.0, 1.0
     z, p = 1.96, hits / n
     middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+    return max((middle - spread) / (1 + z * z / n), 0.0), min((middle + spread) / (1 + z * z / n), 1.0)
 
 
 def share(records: Records, *keys: str) -> str:
@@ -82,16 +91,16 @@ def screen_table(records: Records, windows: Sequence[str]) -> str:
 def full_table(records: Records) -> str:
     """One row a chosen cell, on pictures that played no part in the choice."""
     lines = [
-        "| way | steps | dose | became | became, rest kept | of colours | of shapes | of backgrounds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| way | steps | dose | became, rest kept | changed, rest kept | changed, all kept | of colours "
+        "| of shapes | of backgrounds |",
+        "|---" * 9 + "|",
     ]
     cells = cells_of(records)
-    order = sorted(cells, key=lambda key: -rate(cells[key], "became", "kept"))
+    order = sorted(cells, key=lambda key: worth(cells[key]), reverse=True)
     for key in order:
         own = cells[key]
-        parts = [[r for r in own if r["attribute"] == a] for a in ("color", "shape", "background")]
-        shown = [share(own, "became"), share(own, "became", "kept")]
-        shown += [f"{rate(part, 'became', 'kept'):.0%}" for part in parts]
+        shown = [share(own, "became", "kept"), share(own, "changed", "kept"), share(own, "changed", "whole")]
+        shown += [f"{rate(of(own, attribute), 'changed', 'kept'):.0%}" for attribute in STEERED]
         lines.append(f"| {key[0]} | {key[1]} | {key[2]:g} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
@@ -101,11 +110,11 @@ def best_dose(records: Records) -> Records:
     changed; where there is none, that with most changed and kept."""
     doses = [[r for r in records if r["dose"] == dose] for dose in sorted({r["dose"] for r in records})]
 
-    def worth(own: Records) -> tuple[bool, float]:
+    def order(own: Records) -> tuple[bool, float]:
         enough = rate(own, "kept") >= KEPT
         return enough, rate(own, "changed") if enough else rate(own, "changed", "kept")
 
-    return max(doses, key=worth)
+    return max(doses, key=order)
 
 
 def by_control(records: Records) -> dict[tuple[int, str], Records]:
@@ -136,23 +145,37 @@ def table_ways(records: Records) -> str:
     return "; ".join(f"{attribute}: {way}" for attribute, way in ways.items())
 
 
-def verdict(records: Records, goal: str) -> str:
-    """How many features pass at one of their strengths, and how many times each control does.
+def verdict(records: Records, material: Material) -> str:
+    """How many features pass at one of their strengths, and how many times each control does."""
+    controls = list(dict.fromkeys(record["control"] for record in records))
+    first = {wish.feature for wish in material.selected if wish.rank is not None and wish.rank < DEFAULT}
+    parts = {f"a {attribute}": of(records, attribute) for attribute in COVERED}
+    parts["all"] = records
+    parts[f"of the first {DEFAULT} selected"] = [r for r in records if r["feature"] in first]
+    lines = [
+        f"| features that share | how many | {' | '.join(controls)} |",
+        "|---" * (len(controls) + 2) + "|",
+    ]
+    for name, part in parts.items():
+        if not part:
+            continue
+        passed = [
+            f"{passing(part, control, 'changed')}, {passing(part, control, 'became')}" for control in controls
+        ]
+        lines.append(f"| {name} | {len({r['feature'] for r in part})} | {' | '.join(passed)} |")
+    return "\n".join(lines)
 
-    Args:
-        goal: what must come about: changed or became.
-    """
-    doses: dict[tuple[str, int, float], list[dict[str, Any]]] = {}
+
+def passing(records: Records, control: str, goal: str) -> int:
+    """For how many features there is a strength at which the goal, changed or became, is reached in enough
+    pictures and the rest is kept in enough."""
+    cells: dict[tuple[int, float], list[dict[str, Any]]] = {}
     for r in records:
-        doses.setdefault((r["control"], r["feature"], r["dose"]), []).append(r)
-    passing = {
-        (control, feature)
-        for (control, feature, _), own in doses.items()
-        if rate(own, goal) >= ENOUGH and rate(own, "kept") >= KEPT
-    }
-    n = len({feature for _, feature, _ in doses})
-    controls = dict.fromkeys(control for control, _, _ in doses)
-    return ", ".join(f"{name} {sum(c == name for c, _ in passing)} of {n}" for name in controls)
+        if r["control"] == control:
+            cells.setdefault((r["feature"], r["dose"]), []).append(r)
+    return len(
+        {f for (f, _), own in cells.items() if rate(own, goal) >= ENOUGH and rate(own, "kept") >= KEPT}
+    )
 
 
 def write_page(out: Path, material: Material, results: Mapping[str, Records]) -> None:
@@ -172,8 +195,7 @@ def write_page(out: Path, material: Material, results: Mapping[str, Records]) ->
         "table": controls_table(table),
         "table_pictures": str(max(len(own) for own in by_control(table).values())),
         "table_ways": table_ways(table),
-        "changed": verdict(table, "changed"),
-        "became": verdict(table, "became"),
+        "verdict": verdict(table, material),
     }
     text = TEMPLATE.read_text()
     for name, part in parts.items():
@@ -183,7 +205,7 @@ def write_page(out: Path, material: Material, results: Mapping[str, Records]) ->
     draw_features(out, table)
     page = DOCS / "steering.md"
     write_text(page, between_marks(page.read_text(), text))
-    print(f"{page}\nchanged: {parts['changed']}\nbecame: {parts['became']}")
+    print(f"{page}\n{parts['verdict']}")
 
 
 def between_marks(page: str, text: str) -> str:
@@ -212,18 +234,21 @@ def draw_ways(out: Path, records: Records) -> None:
 
 
 def draw_features(out: Path, records: Records) -> None:
-    """For each selected feature its first picture at the feature's best strength, beside the controls."""
+    """For the first selected features of each attribute a picture at the feature's best strength, beside the
+    controls."""
     best = by_control(records)
     rows = []
-    for feature, own in shown_of(records).items():
-        dose = best[feature, "feature"][0]["dose"]
-        rows.append(steered_row(out, [record for record in own if record["dose"] == dose]))
+    for attribute in COVERED:
+        for feature, own in list(shown_of(of(records, attribute)).items())[:SHOWN]:
+            dose = best[feature, "feature"][0]["dose"]
+            rows.append(steered_row(out, [record for record in own if record["dose"] == dose]))
     sheet = labelled_grid(
         rows,
         ["before", "its feature", "random direction", "random feature"],
         title="Selected features, turned up",
         subtitle="At the strength that did best; ✓ became, the rest kept",
-        footer="The first picture of each feature, not a chosen one; the controls at the same norm.",
+        footer="The first features of each attribute and the first picture of each, not chosen ones; the "
+        "controls at the same norm.",
         baseline=0,
         tile=128,
     )

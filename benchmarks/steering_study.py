@@ -32,7 +32,7 @@ from fluxscope.models.steering import Steerer
 from fluxscope.progress import Reporter
 from fluxscope.steps.steering import load_steerer, random_direction
 from steering_material import Material, Picture, Wish, config_of, outcome, prepare
-from steering_report import best_cell, cells_of, write_page
+from steering_report import STEERED, Records, best_cell, cells_of, write_page
 
 WINDOWS = {"early": "0-5", "middle": "6-12", "late": "13-19", "all but early": "6-19", "all": "0-19"}
 PARTS = ("prepare", "screen", "full", "table", "page")
@@ -49,6 +49,8 @@ class Way:
         everywhere: on all image tokens; otherwise where the attribute is: the object's box, or outside it.
         several: steer by the eight best detectors of the value instead of one feature.
         suppress: push the eight best detectors of the present value as far the other way.
+        means: add what all features' mean codes where the wanted value is have over those where the present
+            one is; the dose multiplies this difference.
     """
 
     name: str
@@ -58,23 +60,25 @@ class Way:
     everywhere: bool = False
     several: bool = False
     suppress: bool = False
+    means: bool = False
 
 
-ADD = Way("add", (4.0, 8.0, 16.0, 32.0, 64.0))
+ADD = Way("add", (8.0, 16.0, 32.0, 64.0, 128.0))
 WAYS = (
     ADD,
     Way("add, all tokens", (8.0, 32.0), everywhere=True),
-    Way("add at the block", (4.0, 8.0, 16.0, 32.0), (BLOCK,)),
+    Way("add at the block", (8.0, 32.0, 128.0, 512.0), (BLOCK,)),
     Way("add, both streams", (8.0, 32.0), (FF, TEXT_FF)),
     Way("scale", (15.0, 60.0), kind="scale"),
     Way("clamp", (8.0, 32.0), kind="clamp"),
     Way("eight", (2.0, 6.0, 16.0), several=True),
     Way("swapped", (2.0, 6.0, 16.0), several=True, suppress=True),
-    Way("eight at the block", (1.0, 3.0, 8.0), (BLOCK,), several=True),
-    Way("swapped, block", (1.0, 3.0, 8.0), (BLOCK,), several=True, suppress=True),
+    Way("mean codes", (1.0, 4.0, 16.0, 32.0), means=True),
+    Way("eight at the block", (3.0, 8.0, 24.0), (BLOCK,), several=True),
+    Way("swapped, block", (3.0, 8.0, 24.0), (BLOCK,), several=True, suppress=True),
 )
 BY_NAME = {way.name: way for way in WAYS}
-SINGLE = tuple(way.name for way in WAYS if way.kind == "add" and not way.several)
+SINGLE = tuple(way.name for way in WAYS if way.kind == "add" and not (way.several or way.means))
 CONTROLS = ("feature", "random direction", "random live feature")
 
 
@@ -134,27 +138,31 @@ class Study:
         return [(wish, p) for wish, p in self.jobs(part) if (wish.feature, p.seed) not in done]
 
     def cells(self, part: str) -> list[Cell]:
-        """All cells to screen them; then each way as it did best, and adding in every window."""
+        """All cells to screen them; then each way as it did best, adding in every window, and what did best
+        for each attribute of the ways with a single feature."""
         if part == "screen":
             return [Cell(way, window, dose) for way in WAYS for window in WINDOWS for dose in way.doses]
-        screened = cells_of(self.results("screen"))
+        records = self.results("screen")
+        screened = cells_of(records)
         chosen = [self.best(screened, way=way.name) for way in WAYS]
         chosen += [self.best(screened, way=ADD.name, window=window) for window in WINDOWS]
+        chosen += self.best_singles(records).values()
         return list(dict.fromkeys(chosen))
 
     def best(self, records: dict[Any, Any], **where: str) -> Cell:
         way, window, dose = best_cell(records, **where)
         return Cell(BY_NAME[way], window, dose)
 
+    def best_singles(self, records: Records) -> dict[str, Cell]:
+        """For each attribute the cell in which adding a single feature did best."""
+        own = [record for record in records if record["way"] in SINGLE]
+        return {a: self.best(cells_of([r for r in own if r["attribute"] == a])) for a in STEERED}
+
     @cached_property
     def setups(self) -> dict[str, tuple[Way, str]]:
-        """For each attribute the way and window in which a single feature did best, for the table."""
-        found = {}
-        for attribute in ("color", "shape", "background"):
-            own = [r for r in self.results("full") if r["attribute"] == attribute and r["way"] in SINGLE]
-            best = self.best(cells_of(own))
-            found[attribute] = best.way, best.window
-        return found
+        """For each attribute the way and the window of the table."""
+        best = self.best_singles(self.results("full"))
+        return {attribute: (cell.way, cell.window) for attribute, cell in best.items()}
 
     # --- doing it ---
     def run(self, part: str) -> None:
@@ -216,8 +224,15 @@ class Study:
     def row(self, cell: Cell, wish: Wish, picture: Picture) -> Row:
         """The changes that a way makes for a wish."""
         way, units, detectors = cell.way, self.material.units, self.material.detectors
-        wanted = detectors[f"{wish.attribute}: {wish.value}"] if way.several else [wish.feature]
-        present = detectors[f"{wish.attribute}: {getattr(picture, wish.attribute)}"] if way.suppress else []
+        value = f"{wish.attribute}: {wish.value}"
+        present_value = f"{wish.attribute}: {getattr(picture, wish.attribute)}"
+        if way.means:
+            means = self.material.means
+            between = torch.tensor(means[value]) - torch.tensor(means[present_value])
+            direction = self.steerer.sae.decoder.weight @ between
+            return [Change("add", cell.dose * float(direction.norm()), direction=direction)]
+        wanted = detectors[value] if way.several else [wish.feature]
+        present = detectors[present_value] if way.suppress else []
         amounts = {f: -cell.dose * units[f] for f in present if f not in wanted}
         amounts |= {f: cell.dose * (1.0 if way.kind == "scale" else units[f]) for f in wanted}
         return [Change(way.kind, amount, feature) for feature, amount in amounts.items()]
@@ -268,7 +283,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--wishes", type=int, default=2, help="values of each attribute, screen and full")
     parser.add_argument("--screen-pictures", type=int, default=3, help="pictures of each value")
     parser.add_argument("--full-pictures", type=int, default=10)
-    parser.add_argument("--table-features", type=int, default=10)
+    parser.add_argument("--table-features", type=int, default=24)
     parser.add_argument("--table-pictures", type=int, default=20)
     return parser.parse_args()
 

@@ -1,7 +1,6 @@
 """Draw docs/images/steering.png from a run's step 7: features turned down and up, one a row.
 
-    fluxscope run --steps 1-4,7 --out-dir steering_run --steer-steps 0-19 \\
-        --steer-features 10 --steer-strengths=-32,-16,-8,8,16,32
+    fluxscope run --steps 1-4,7 --out-dir steering_run
     python docs/make_steering_picture.py steering_run
 
 Of each feature that picture is shown which its strengths change most beside what a random direction of the

@@ -81,9 +81,9 @@ class Config(fluxscope_config.Config):
     steer_features: int = 5
     steer_images: int = 2
     steer_scales: tuple[float, ...] = (0, 0.5, 1, 2, 3, 5)
-    steer_strengths: tuple[float, ...] = (-8, -4, -2, 0, 2, 4, 8)
+    steer_strengths: tuple[float, ...] = (-16, -8, -4, 0, 4, 8, 16)
     strength_unit: str = "auto"
-    steer_steps: str = "0-5"  # counted from 0; or "all"
+    steer_steps: str | None = None  # such as "0-5", counted from 0; or "all"; None: what works on the model
     steer_schedule: str = "constant"
     steer_site: str | None = None
     steer_only_active: bool = False

@@ -118,7 +118,7 @@ class Config:
         (0.0, 0.5, 1.0, 2.0, 3.0, 5.0), "What a feature's code is multiplied by; 1 changes nothing."
     )
     steer_strengths: tuple[float, ...] = setting(
-        (-8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0), "What is added along a feature's unit decoder direction."
+        (-16.0, -8.0, -4.0, 0.0, 4.0, 8.0, 16.0), "What is added along a feature's unit decoder direction."
     )
     strength_unit: str = setting(
         "auto",
@@ -126,8 +126,10 @@ class Config:
         "the former where there is a run.",
         choices=("auto", "activation", "absolute"),
     )
-    steer_steps: str = setting(
-        "0-5", "Denoising steps that are steered, such as 0-5, counted from 0, both ends included; or all."
+    steer_steps: str | None = setting(
+        None,
+        "Denoising steps that are steered, such as 0-5, counted from 0, both ends included; or all. None: "
+        "what works on the model.",
     )
     steer_schedule: str = setting(
         "constant",

@@ -78,8 +78,8 @@ def steer_bench(
     feature: Features,
     prompt: Prompt,
     seed: Seed = None,
-    strengths: Strengths = "2,4,8,16",
-    ranges: Ranges = "0-5,6-12,0-12",
+    strengths: Strengths = "4,8,16,32",
+    ranges: Ranges = "0-5,6-12,13-19,all",
     quiet: Quiet = False,
 ) -> None:
     """Try strengths and ranges of steps on one prompt and feature, with difference maps."""

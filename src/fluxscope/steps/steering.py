@@ -64,6 +64,7 @@ def scope_of(config: Config, layer: int, kind: str = "add", region: torch.Tensor
     elsewhere = (
         config.steer_site.replace("{layer}", str(layer)) if kind == "add" and config.steer_site else None
     )
+    assert config.steer_steps is not None
     steps = parse_steps(config.steer_steps, config.num_inference_steps)
     return Scope(
         parse_site(elsewhere or config.site_of(layer)),
