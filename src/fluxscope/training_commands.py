@@ -103,7 +103,7 @@ class SweepOptions(TrainOptions):
     layers: Layers = "15"
     k: SweptKs = None
     l1: L1s = "0.05,0.1,0.2,0.4,0.8"
-    l0: L0s = "0.001,0.002,0.004,0.008,0.016"
+    l0: L0s = "0.0005,0.001,0.002,0.004,0.008"
     training_steps: TrainSteps = 1000
     pictures: TrainPictures = 400
     activations_dir: Activations = Path("sae_sweep/activations")

@@ -35,9 +35,9 @@ class TrainConfig:
         l0_coeff: price of an active feature ("jumprelu").
         steps: optimiser steps.
         batch_size: tokens a step.
-        lr: peak learning rate; None: 2e-4 x sqrt(2^14 / f), the scaling law of Gao et al. 2024
-            (arXiv 2406.04093), and for the TopK family 1e-3 x sqrt(12,288 / f), at most 4e-3: four times as
-            much, since runs here are of millions of tokens, not billions (measured in docs/sae-training.md).
+        lr: peak learning rate; None: for "relu" 2e-4 x sqrt(2^14 / f), the scaling law of Gao et al. 2024
+            (arXiv 2406.04093), and for the others 1e-3 x sqrt(12,288 / f), at most 4e-3: four times as much,
+            since runs here are of millions of tokens, not billions (measured in docs/sae-training.md).
         warmup_steps: steps over which the rate rises from zero.
         decay_share: last share of the steps, over which it falls to zero.
         sparsity_warmup_share: first share of the steps, over which the L1 or L0 penalty rises from zero.
@@ -102,9 +102,9 @@ class TrainConfig:
         """The highest learning rate: the one set, or the default for this architecture and width."""
         if self.lr is not None:
             return self.lr
-        if "topk" in self.architecture:
-            return min(1e-3 * math.sqrt(12288 / self.hidden_dim), _HIGHEST_LR)
-        return 2e-4 * math.sqrt(2**14 / self.hidden_dim)
+        if self.architecture == "relu":
+            return 2e-4 * math.sqrt(2**14 / self.hidden_dim)
+        return min(1e-3 * math.sqrt(12288 / self.hidden_dim), _HIGHEST_LR)
 
     def learning_rate(self, step: int) -> float:
         """The rate at a step, counted from 0: linear warm-up, constant, linear decay to zero."""

@@ -68,8 +68,8 @@ def frontiers(trained: Sequence[Trained]) -> dict[str, Frontier]:
 
 def label(config: TrainConfig) -> str:
     """What the point of an SAE is marked with: the penalty; k, which its L0 shows, is left out."""
-    name = config.sparsity_setting
-    return "" if name == "k" else f"{name[:2].upper()} {getattr(config, name):g}"
+    named = {"l1_coeff": f"L1 {config.l1_coeff:g}", "l0_coeff": f"price {config.l0_coeff:g}"}
+    return named.get(config.sparsity_setting, "")
 
 
 def _frontier(group: Sequence[Trained]) -> Frontier:
