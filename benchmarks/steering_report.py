@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fluxscope.config import make_config
 from fluxscope.draw.grid import GridRow, labelled_grid
 from fluxscope.files import save_image, write_text
 from fluxscope.measures.clip import open_picture
@@ -20,7 +21,7 @@ MARKS = ("<!-- the study: made by benchmarks/steering_study.py -->", "<!-- end o
 STEERED = ("color", "shape", "background")
 ENOUGH, KEPT = 0.6, 0.8
 """A feature passes when at one strength so many attributes change while so many backgrounds stay right."""
-DEFAULT = 10
+DEFAULT = make_config().top_features
 """How many features a run selects by default."""
 SHOWN = 3
 """Features of each attribute in the picture of steered features."""

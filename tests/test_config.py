@@ -17,6 +17,12 @@ def test_flux_shapes_gets_its_own_sizes_and_a_set_value_wins():
     assert (wide.image_token_grid, wide.n_image_tokens, wide.patch_grid) == ((8, 16), 128, (8, 16))
 
 
+def test_steered_steps_follow_from_the_model_and_a_set_value_wins():
+    assert make_config().steer_steps == "all"
+    assert make_config(model_id="black-forest-labs/FLUX.1-dev").steer_steps == "0-5"
+    assert make_config(steer_steps="6-12").steer_steps == "6-12"
+
+
 def test_step_number_counts_from_one_and_index_from_zero():
     assert make_config(target_step_number=14).target_step_index == 13
 
