@@ -32,7 +32,7 @@ from fluxscope.models.steering import Steerer
 from fluxscope.progress import Reporter
 from fluxscope.steps.steering import load_steerer, random_direction
 from steering_material import Material, Picture, Wish, config_of, outcome, prepare
-from steering_report import STEERED, Records, best_cell, cells_of, write_page
+from steering_report import STEERED, Records, best_cell, cells_of, of, write_page
 
 WINDOWS = {"early": "0-5", "middle": "6-12", "late": "13-19", "all but early": "6-19", "all": "0-19"}
 PARTS = ("prepare", "screen", "full", "table", "page")
@@ -156,7 +156,7 @@ class Study:
     def best_singles(self, records: Records) -> dict[str, Cell]:
         """For each attribute the cell in which adding a single feature did best."""
         own = [record for record in records if record["way"] in SINGLE]
-        return {a: self.best(cells_of([r for r in own if r["attribute"] == a])) for a in STEERED}
+        return {attribute: self.best(cells_of(of(own, attribute))) for attribute in STEERED}
 
     @cached_property
     def setups(self) -> dict[str, tuple[Way, str]]:
