@@ -14,14 +14,14 @@ import time
 
 import torch
 
-from fluxscope.config import make_config
 from fluxscope.models.capture import Capture, StepClock
 from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.sample import PictureSpec, denoise
 from fluxscope.models.sites import Site, parse_site
-from fluxscope.records import read_prompts
+from fluxscope.run.manifest import read_prompts
 from fluxscope.sae.codes import SparseCodes, encode_sparse
 from fluxscope.sae.formats import load
+from fluxscope.settings.config import make_config
 
 
 def main() -> None:

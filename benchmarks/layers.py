@@ -14,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from fluxscope.config import make_config
 from fluxscope.progress import Reporter
+from fluxscope.settings.config import make_config
 from fluxscope.steps.pipeline import parse_steps, run_pipeline
 
 RUNS = {

@@ -119,7 +119,7 @@ def main() -> None:
         iou = float(np.mean([j.iou for j in judged]))
         print_row(f"{row}, g {guidance:g}", summarise(judged, wanted), iou, seconds)
     if chosen.sheet:
-        from fluxscope.shapes.training.preview import sheet
+        from recipes.flux_shapes.preview import sheet
 
         Image.Image.save(sheet(np.stack(images[:32])), chosen.sheet)
 

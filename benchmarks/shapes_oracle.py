@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from fluxscope.shapes import FLUX_SHAPES, oracle, world
-from fluxscope.shapes.training.autoencoder import round_trip
+from recipes.flux_shapes.autoencoder import round_trip
 from shapes_fidelity import wilson
 
 _SEED = 77

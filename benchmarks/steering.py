@@ -14,12 +14,12 @@ from collections.abc import Callable
 
 import torch
 
-from fluxscope.config import make_config
 from fluxscope.models.capture import StepClock
 from fluxscope.models.edits import Change, Edits
 from fluxscope.models.sample import decode, denoise
 from fluxscope.models.steering import Steerer
-from fluxscope.steps.steering import load_steerer, scope_of
+from fluxscope.run.steering import load_steerer, scope_of
+from fluxscope.settings.config import make_config
 
 PROMPT = "a large red circle on a white background"
 STRENGTHS = (-300.0, -200.0, -100.0, 100.0, 200.0, 300.0)

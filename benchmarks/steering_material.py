@@ -19,7 +19,6 @@ from PIL import Image
 from scipy.sparse import csr_array, vstack
 from scipy.stats import binom
 
-from fluxscope.config import Config, make_config
 from fluxscope.files import load_npy, read_json, save_image, write_json, write_text
 from fluxscope.measures.clip import open_picture
 from fluxscope.measures.compare import sparse_S
@@ -29,12 +28,13 @@ from fluxscope.models.edits import box_to_tokens
 from fluxscope.models.sample import decode, denoise
 from fluxscope.models.steering import Steerer
 from fluxscope.progress import Reporter
-from fluxscope.records import load_manifest
-from fluxscope.rundir import RunDir
+from fluxscope.run.codes import CodeStore
+from fluxscope.run.manifest import load_manifest
+from fluxscope.run.rundir import RunDir
+from fluxscope.run.steering import load_steerer, strength_units
+from fluxscope.settings.config import Config, make_config
 from fluxscope.shapes import oracle, world
 from fluxscope.steps.pipeline import parse_steps, run_pipeline
-from fluxscope.steps.steering import load_steerer, strength_units
-from fluxscope.store import CodeStore
 
 CAPTIONS = 160
 """Captions of the run that features are selected and understood on."""

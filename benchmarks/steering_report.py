@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fluxscope.config import make_config
 from fluxscope.draw.grid import GridRow, labelled_grid
 from fluxscope.files import save_image, write_text
 from fluxscope.measures.clip import open_picture
+from fluxscope.settings.config import make_config
 from steering_material import COVERED, Material
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -30,7 +30,7 @@ from fluxscope.models.edits import Change, Row, Scope, parse_steps
 from fluxscope.models.sites import parse_site
 from fluxscope.models.steering import Steerer
 from fluxscope.progress import Reporter
-from fluxscope.steps.steering import load_steerer, random_direction
+from fluxscope.run.steering import load_steerer, random_direction
 from steering_material import Material, Picture, Wish, config_of, outcome, prepare
 from steering_report import STEERED, Records, best_cell, cells_of, of, write_page
 

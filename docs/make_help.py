@@ -12,7 +12,7 @@ os.environ["TERMINAL_WIDTH"] = "100"
 import typer.main
 from typer.testing import CliRunner
 
-from fluxscope.cli import build_app
+from fluxscope.commands.main import build_app
 
 TARGET = Path(__file__).with_name("help.md")
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from fluxscope.config import make_config
 from fluxscope.draw.grid import GridRow, labelled_grid
 from fluxscope.files import read_json, save_image
 from fluxscope.measures.clip import open_picture
-from fluxscope.rundir import RunDir, shown
+from fluxscope.run.rundir import RunDir, shown
+from fluxscope.settings.config import make_config
 
 TARGET = Path(__file__).with_name("images") / "steering.png"
 

@@ -1,7 +1,7 @@
 """Step 3: embed the pictures with CLIP."""
 
 from config import Config
-from fluxscope.cli import script
+from fluxscope.commands.main import script
 
 if __name__ == "__main__":
     script("clip-embed", Config)

@@ -1,7 +1,7 @@
 """Step 5: draw where in its pictures each selected feature is active."""
 
 from config import Config
-from fluxscope.cli import script
+from fluxscope.commands.main import script
 
 if __name__ == "__main__":
     script("overlays", Config)

@@ -1,7 +1,7 @@
 """Step 7: steer the selected features."""
 
 from config import Config
-from fluxscope.cli import script
+from fluxscope.commands.main import script
 
 if __name__ == "__main__":
     script("steer", Config)

@@ -1,7 +1,7 @@
 """Step 10: find the steering demos that change the picture most."""
 
 from config import Config
-from fluxscope.cli import script
+from fluxscope.commands.main import script
 
 if __name__ == "__main__":
     script("find-demos", Config)

@@ -1,7 +1,7 @@
 """Step 11: assemble steering grids of the demos."""
 
 from config import Config
-from fluxscope.cli import script
+from fluxscope.commands.main import script
 
 if __name__ == "__main__":
     script("assemble-grids", Config)

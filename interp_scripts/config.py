@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fluxscope import config as fluxscope_config
+from fluxscope.settings import config as fluxscope_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -1,6 +1,6 @@
 """Small readers and writers for the files of a result folder, by the names that existing scripts use."""
 
-from fluxscope.records import (
+from fluxscope.run.manifest import (
     append_jsonl,
     count_manifest_rows,
     ensure_dir,

@@ -3,7 +3,7 @@
 from jaxtyping import install_import_hook
 
 # Where arrays are. Config checks its own types, with words for users.
-CHECKED = ("dims", "draw", "measures", "models", "sae", "shapes", "steps", "store")
+CHECKED = ("dims", "draw", "measures", "models", "run", "sae", "shapes", "steps", "training")
 install_import_hook([f"fluxscope.{name}" for name in CHECKED], "beartype.beartype")
 
 import os
@@ -13,8 +13,8 @@ import pytest
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from fluxscope.config import Config, make_config
 from fluxscope.progress import Reporter
+from fluxscope.settings.config import Config, make_config
 from fluxscope.steps.pipeline import parse_steps, run_pipeline
 
 SMALL = {"max_prompts": 12, "batch_size": 8}

@@ -15,10 +15,10 @@ import pytest
 import zarr
 from PIL import Image
 
-from fluxscope.config import Config, make_config
 from fluxscope.errors import MissingInputError
 from fluxscope.files import append_jsonl, read_json, read_jsonl, write_json
-from fluxscope.rundir import RunDir
+from fluxscope.run.rundir import RunDir
+from fluxscope.settings.config import Config, make_config
 from fluxscope.steps.table import STEPS
 from tests.conftest import SMALL, run_steps
 
@@ -220,7 +220,7 @@ def test_the_scripts_modules_have_the_names_of_the_page(module, names, monkeypat
 
 def test_the_scripts_config_lists_every_setting_with_the_packages_default():
     code = (
-        "import dataclasses, config, fluxscope.config as base\n"
+        "import dataclasses, config, fluxscope.settings.config as base\n"
         "mine = config.Config.__annotations__\n"
         "assert list(mine) and set(mine) == {f.name for f in dataclasses.fields(base.Config)}, 'names'\n"
         "for f in dataclasses.fields(base.Config):\n"

@@ -12,14 +12,14 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "Capture": "fluxscope.models.capture",
-    "CodeStore": "fluxscope.store",
-    "Config": "fluxscope.config",
+    "CodeStore": "fluxscope.run.codes",
+    "Config": "fluxscope.settings.config",
     "FluxscopeError": "fluxscope.errors",
-    "RunDir": "fluxscope.rundir",
+    "RunDir": "fluxscope.run.rundir",
     "SparseCodes": "fluxscope.sae.codes",
     "encode_sparse": "fluxscope.sae.codes",
-    "load_config": "fluxscope.config_file",
-    "load_manifest": "fluxscope.records",
+    "load_config": "fluxscope.settings.load",
+    "load_manifest": "fluxscope.run.manifest",
     "load_sae": "fluxscope.sae.features",
     "parse_site": "fluxscope.models.sites",
     "run_pipeline": "fluxscope.steps.pipeline",
@@ -28,18 +28,18 @@ _PLACES = {
 __all__ = ["__version__", *sorted(_PLACES)]
 
 if TYPE_CHECKING:
-    from fluxscope.config import Config as Config
-    from fluxscope.config_file import load_config as load_config
     from fluxscope.errors import FluxscopeError as FluxscopeError
     from fluxscope.models.capture import Capture as Capture
     from fluxscope.models.sites import parse_site as parse_site
-    from fluxscope.records import load_manifest as load_manifest
-    from fluxscope.rundir import RunDir as RunDir
+    from fluxscope.run.codes import CodeStore as CodeStore
+    from fluxscope.run.manifest import load_manifest as load_manifest
+    from fluxscope.run.rundir import RunDir as RunDir
     from fluxscope.sae.codes import SparseCodes as SparseCodes
     from fluxscope.sae.codes import encode_sparse as encode_sparse
     from fluxscope.sae.features import load_sae as load_sae
+    from fluxscope.settings.config import Config as Config
+    from fluxscope.settings.load import load_config as load_config
     from fluxscope.steps.pipeline import run_pipeline as run_pipeline
-    from fluxscope.store import CodeStore as CodeStore
 
 
 def __getattr__(name: str) -> Any:

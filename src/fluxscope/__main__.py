@@ -1,6 +1,6 @@
 """`python -m fluxscope`."""
 
-from fluxscope.cli import main
+from fluxscope.commands.main import main
 
 if __name__ == "__main__":
     main()

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from fluxscope.config import make_config
 from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.sites import SITES
-from fluxscope.records import load_manifest
-from fluxscope.rundir import RunDir
+from fluxscope.run.codes import CodeStore, RawStore
+from fluxscope.run.manifest import load_manifest
+from fluxscope.run.rundir import RunDir
 from fluxscope.sae.formats import load
-from fluxscope.store import CodeStore, RawStore
+from fluxscope.settings.config import make_config
 from tests.conftest import run_steps
 
 SMALL = {"max_prompts": 1, "num_inference_steps": 3, "target_step_number": 2, "capture_steps": (3,)}

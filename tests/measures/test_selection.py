@@ -4,7 +4,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measures_data import EPS, naive_coherence, sparse_S, unit_rows
 
-from fluxscope.config import settings_table
 from fluxscope.errors import ConfigError, FluxscopeError
 from fluxscope.measures.selection import (
     RANKINGS,
@@ -14,6 +13,7 @@ from fluxscope.measures.selection import (
     select_features,
     with_crops,
 )
+from fluxscope.settings.config import settings_table
 
 
 def walk(column: np.ndarray, prompts: np.ndarray, top_m: int) -> list[int]:

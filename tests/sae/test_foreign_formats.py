@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fluxscope.cli import convert
+from fluxscope.commands.main import convert
 from fluxscope.errors import CheckpointError
 from fluxscope.sae import BatchTopKSparseAutoencoder, SparseAutoencoder, TopKSparseAutoencoder
 from fluxscope.sae.film import TimestepSparseAutoencoder, sinusoidal_embedding

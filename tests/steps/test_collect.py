@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from fluxscope.config import make_config
 from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.errors import CheckpointError, ConfigError, FluxscopeError, MissingInputError, RunDirError
 from fluxscope.files import load_npy, read_json
 from fluxscope.models.flux import encode_prompts, load_denoiser
-from fluxscope.records import load_manifest
-from fluxscope.rundir import RunDir
+from fluxscope.run.codes import CodeStore
+from fluxscope.run.manifest import load_manifest
+from fluxscope.run.rundir import RunDir
 from fluxscope.sae import TopKSparseAutoencoder
 from fluxscope.sae.formats import load, save
-from fluxscope.store import CodeStore
+from fluxscope.settings.config import make_config
 from tests.conftest import SMALL, run_steps
 
 SHORT = {"max_prompts": 6, "num_inference_steps": 4, "target_step_number": 3, "batch_size": 3}

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 import fluxscope.steps.compare_layers as step
-from fluxscope.config import make_config
 from fluxscope.errors import MissingInputError, RunDirError
 from fluxscope.files import load_npy, read_json, read_jsonl
 from fluxscope.measures.compare import correlation_blocks, linear_cka, one_to_one, partners
 from fluxscope.progress import Reporter
-from fluxscope.rundir import RunDir
-from fluxscope.steps.layer_pictures import TOP_IMAGES, best_pairs, distinct
-from fluxscope.steps.layers import open_layer
-from fluxscope.steps.step import Context
-from fluxscope.store import CodeStore
+from fluxscope.run.codes import CodeStore
+from fluxscope.run.context import Context
+from fluxscope.run.layer_pictures import TOP_IMAGES, best_pairs, distinct
+from fluxscope.run.layers import open_layer
+from fluxscope.run.rundir import RunDir
+from fluxscope.settings.config import make_config
 from tests.conftest import SMALL, run_steps
 
 

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from diffusers import FluxTransformer2DModel
 
-from fluxscope.config import make_config
 from fluxscope.errors import ConfigError, MissingInputError
 from fluxscope.files import load_npy, read_json
 from fluxscope.progress import Reporter
-from fluxscope.records import load_manifest
-from fluxscope.rundir import RunDir
+from fluxscope.run.codes import CodeStore, RawStore
+from fluxscope.run.context import Context
+from fluxscope.run.manifest import load_manifest
+from fluxscope.run.rundir import RunDir
+from fluxscope.settings.config import make_config
 from fluxscope.steps import pipeline, profile
-from fluxscope.steps.step import Context, run_step
-from fluxscope.store import CodeStore, RawStore
+from fluxscope.steps.step import run_step
 from tests.conftest import SMALL, run_steps
 
 

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fluxscope.cli import build_app
-from fluxscope.config import make_config
+from fluxscope.commands.main import build_app
 from fluxscope.errors import ConfigError, MissingInputError
 from fluxscope.files import load_npy, read_json, write_json
 from fluxscope.measures.clip import open_picture
 from fluxscope.progress import Reporter
-from fluxscope.records import load_manifest
-from fluxscope.rundir import RunDir, shown
+from fluxscope.run.ledger import Ledger
+from fluxscope.run.manifest import load_manifest
+from fluxscope.run.rundir import RunDir, shown
 from fluxscope.sae.formats import load, save
+from fluxscope.settings.config import make_config
 from fluxscope.steps import find_demos, steer
 from fluxscope.steps.find_demos import pick_candidates, score, worth
-from fluxscope.steps.ledger import Ledger
 from fluxscope.steps.pipeline import parse_steps, run_pipeline
 from tests.conftest import run_steps
 

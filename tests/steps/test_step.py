@@ -5,13 +5,14 @@ import os
 import numpy as np
 import pytest
 
-from fluxscope.config import make_config
 from fluxscope.errors import MissingInputError
 from fluxscope.files import read_json, save_npy
 from fluxscope.progress import Reporter
-from fluxscope.rundir import RunDir
+from fluxscope.run.context import Context
+from fluxscope.run.rundir import RunDir
+from fluxscope.settings.config import make_config
 from fluxscope.steps import analyze
-from fluxscope.steps.step import Context, is_fresh, run_step, settings_of
+from fluxscope.steps.step import is_fresh, run_step, settings_of
 from fluxscope.steps.table import STEPS
 
 COLLECT, ANALYZE = STEPS[:2]

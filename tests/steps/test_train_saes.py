@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from fluxscope.config import make_config
+from fluxscope.commands.training import numbers, shapes_captions
 from fluxscope.errors import ConfigError, FluxscopeError
 from fluxscope.files import load_npy, read_json, read_jsonl, save_npy
 from fluxscope.progress import Reporter
 from fluxscope.sae.formats import load
 from fluxscope.sae.shards import ActivationStore
 from fluxscope.sae.train import TrainConfig
-from fluxscope.steps.sweep import sweep
-from fluxscope.steps.train import Training, train
-from fluxscope.steps.wandb_log import check_wandb
-from fluxscope.training_commands import numbers, shapes_captions
+from fluxscope.settings.config import make_config
+from fluxscope.training.sweep import sweep
+from fluxscope.training.train import Training, train
+from fluxscope.training.wandb_log import check_wandb
 from tests.test_contract import check_json, table
 
 QUICK = {"num_inference_steps": 3, "target_step_number": 2, "batch_size": 8}
@@ -165,7 +165,7 @@ def test_bad_activations_are_left_out_and_reported(trained, tmp_path, capsys):
 
 
 def test_wandb_without_the_package_is_one_clear_error_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr("fluxscope.steps.wandb_log.find_spec", lambda name: None)
+    monkeypatch.setattr("fluxscope.training.wandb_log.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="wandb package") as caught:
         train(make_config(**QUICK), training(tmp_path, wandb="project"), Reporter(quiet=True))
     assert "fluxscope[wandb]" in caught.value.hint

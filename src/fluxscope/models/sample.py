@@ -16,7 +16,6 @@ from diffusers import FluxPipeline
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fluxscope.config import Config
 from fluxscope.errors import FluxscopeError
 from fluxscope.models.capture import StepClock
 from fluxscope.models.flux import PromptEmbedding
@@ -36,12 +35,6 @@ class PictureSpec:
     width: int
     steps: int
     guidance: float
-
-
-def picture_spec(config: Config) -> PictureSpec:
-    """How every picture of the settings is made."""
-    assert config.height is not None and config.width is not None
-    return PictureSpec(config.height, config.width, config.num_inference_steps, config.guidance_scale)
 
 
 @dataclass(frozen=True)

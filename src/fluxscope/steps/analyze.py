@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fluxscope.files import load_npy, save_npy, save_npz, write_json
 from fluxscope.measures.stats import feature_stats
-from fluxscope.steps.step import Context
+from fluxscope.run.context import Context
 
 
 def run(context: Context) -> str:

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fluxscope.config import Config
 from fluxscope.draw.grid import GridRow, labelled_grid
 from fluxscope.draw.heatmap import create_feature_grid
 from fluxscope.errors import FluxscopeError, MissingInputError
 from fluxscope.files import read_json, save_image, write_json
 from fluxscope.measures.clip import open_picture
 from fluxscope.progress import Reporter
-from fluxscope.records import load_manifest
-from fluxscope.rundir import RunDir
-from fluxscope.steps.steering import heat_over, signed, unit_in_words
-from fluxscope.steps.step import Context
-from fluxscope.store import CodeStore
+from fluxscope.run.codes import CodeStore
+from fluxscope.run.context import Context
+from fluxscope.run.manifest import load_manifest
+from fluxscope.run.rundir import RunDir
+from fluxscope.run.steering import heat_over, signed, unit_in_words
+from fluxscope.settings.config import Config
 
 
 def run(context: Context) -> str:

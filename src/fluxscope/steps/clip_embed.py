@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from fluxscope.config import Config
 from fluxscope.embedded import resolve
 from fluxscope.files import save_npy, write_json
 from fluxscope.measures.clip import embed_images, load_clip
 from fluxscope.models.placement import pick_device
-from fluxscope.records import load_manifest
-from fluxscope.steps.step import Context
+from fluxscope.run.context import Context
+from fluxscope.run.manifest import load_manifest
+from fluxscope.settings.config import Config
 
 
 def run(context: Context) -> str:

@@ -19,18 +19,18 @@ from fluxscope.files import append_jsonl, save_image
 from fluxscope.models.capture import Capture, StepClock
 from fluxscope.models.flux import PromptEmbedding, encode_prompts, load_denoiser
 from fluxscope.models.placement import pick_device, pick_dtype
-from fluxscope.models.sample import decode, denoise, picture_spec
+from fluxscope.models.sample import decode, denoise
 from fluxscope.models.sites import Site
-from fluxscope.steps.collection import (
+from fluxscope.run.collection import (
     Collection,
     Target,
     open_collection,
     write_run_log,
     write_s_matrix,
 )
-from fluxscope.steps.jobs import Job, plan_jobs
-from fluxscope.steps.step import Context
-from fluxscope.steps.taps import Kept, Tap
+from fluxscope.run.context import Context, picture_spec
+from fluxscope.run.jobs import Job, plan_jobs
+from fluxscope.run.taps import Kept, Tap
 
 Heard = dict[str, dict[int, Kept]]
 """What a batch's taps keep, by site and step."""

@@ -32,9 +32,9 @@ from fluxscope.measures.compare import (
     top_features,
     top_overlap,
 )
-from fluxscope.steps.layer_pictures import TOP_IMAGES, draw
-from fluxscope.steps.layers import Layer, open_layer, same_images
-from fluxscope.steps.step import Context
+from fluxscope.run.context import Context
+from fluxscope.run.layer_pictures import TOP_IMAGES, draw
+from fluxscope.run.layers import Layer, open_layer, same_images
 
 EARLY, LATE = 5, 15
 SAME = 0.5

@@ -6,7 +6,7 @@ from fluxscope.draw.sheet import Example, FeatureCard, comparison_sheet, contact
 from fluxscope.errors import MissingInputError
 from fluxscope.files import read_json, save_image
 from fluxscope.measures.clip import open_picture
-from fluxscope.steps.step import Context
+from fluxscope.run.context import Context
 
 
 def run(context: Context) -> str:

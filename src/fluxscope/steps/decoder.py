@@ -12,8 +12,8 @@ from torch import Tensor
 from fluxscope.draw.plots import decoder_directions, similarity_matrix
 from fluxscope.errors import ConfigError
 from fluxscope.files import read_json, save_image, write_json
+from fluxscope.run.context import Context
 from fluxscope.sae.formats import load
-from fluxscope.steps.step import Context
 
 NEAREST = 5
 """How many of a feature's nearest features are listed."""

@@ -13,15 +13,15 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
-from fluxscope.config import Config
 from fluxscope.errors import FluxscopeError, MissingInputError
 from fluxscope.files import load_npy, save_image, write_json
 from fluxscope.measures.effect import demo_score
 from fluxscope.models.steering import Steered
-from fluxscope.records import load_manifest
-from fluxscope.steps.ledger import Ledger
-from fluxscope.steps.steering import Bench, load_distance, scope_of, selected, settings_of_run
-from fluxscope.steps.step import Context
+from fluxscope.run.context import Context
+from fluxscope.run.ledger import Ledger
+from fluxscope.run.manifest import load_manifest
+from fluxscope.run.steering import Bench, load_distance, scope_of, selected, settings_of_run
+from fluxscope.settings.config import Config
 
 
 def run(context: Context) -> str:

@@ -17,9 +17,9 @@ from fluxscope.draw.heatmap import (
 from fluxscope.errors import MissingInputError
 from fluxscope.files import read_json, save_image, save_npy, write_json
 from fluxscope.measures.clip import open_picture
-from fluxscope.records import load_manifest
-from fluxscope.steps.step import Context
-from fluxscope.store import CodeStore
+from fluxscope.run.codes import CodeStore
+from fluxscope.run.context import Context
+from fluxscope.run.manifest import load_manifest
 
 HEATMAPS = {"smooth": token_map_to_heatmap, "blocky": token_map_to_blocky_heatmap}
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 
-from fluxscope.config import Config
 from fluxscope.errors import ConfigError, FluxscopeError, MissingInputError
 from fluxscope.progress import Reporter
-from fluxscope.rundir import RunDir
-from fluxscope.steps.step import Context, Step, run_step
+from fluxscope.run.context import Context
+from fluxscope.run.rundir import RunDir
+from fluxscope.settings.config import Config
+from fluxscope.steps.step import Step, run_step
 from fluxscope.steps.table import STEPS
 
 DEFAULT_STEPS = "1-6,8"

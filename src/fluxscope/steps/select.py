@@ -19,10 +19,10 @@ from fluxscope.measures.selection import (
     select_features,
     with_crops,
 )
-from fluxscope.records import load_manifest
+from fluxscope.run.codes import CodeStore
+from fluxscope.run.context import Context
+from fluxscope.run.manifest import load_manifest
 from fluxscope.steps.clip_embed import clip_of
-from fluxscope.steps.step import Context
-from fluxscope.store import CodeStore
 
 CROP_SHORTLIST = 200
 """How many of the most coherent features compete when crop_coherence ranks; cropping all would take hours."""

@@ -20,9 +20,10 @@ from fluxscope.measures.distance import locality, pixel_change
 from fluxscope.measures.effect import dose_response
 from fluxscope.models.edits import Change
 from fluxscope.models.steering import Steered
-from fluxscope.rundir import shown
-from fluxscope.steps.ledger import Ledger
-from fluxscope.steps.steering import (
+from fluxscope.run.context import Context
+from fluxscope.run.ledger import Ledger
+from fluxscope.run.rundir import shown
+from fluxscope.run.steering import (
     Bench,
     heat_of,
     load_distance,
@@ -34,7 +35,6 @@ from fluxscope.steps.steering import (
     unit_in_words,
     when_and_where,
 )
-from fluxscope.steps.step import Context
 
 
 def run(context: Context) -> str:

@@ -8,31 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fluxscope.config import Config
 from fluxscope.errors import MissingInputError
 from fluxscope.files import read_json, write_json
-from fluxscope.progress import Reporter
-from fluxscope.rundir import RunDir
+from fluxscope.run.context import Context
+from fluxscope.run.rundir import RunDir
+from fluxscope.settings.config import Config
 
 INPUT_FILES = ("prompts_path", "layer5_sae_path", "layer15_sae_path")
 """Settings that name files of the user's."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a step is given.
-
-    Attributes:
-        config: the settings.
-        files: the files of the layer at hand.
-        report: where messages and progress go.
-        force: make everything anew, even what is finished.
-    """
-
-    config: Config
-    files: RunDir
-    report: Reporter
-    force: bool = False
 
 
 @dataclass(frozen=True)

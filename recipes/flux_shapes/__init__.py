@@ -1,0 +1,1 @@
+"""How flux-shapes and clip-shapes are made: one module a stage, run in order by `recipe`."""

@@ -1,0 +1,212 @@
+"""What is here, what a run with these settings will need, and what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import math
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fluxscope import __version__
+from fluxscope.embedded import resolve
+from fluxscope.errors import FluxscopeError
+from fluxscope.models.flux import check_weights
+from fluxscope.models.placement import pick_device, pick_dtype
+from fluxscope.models.spec import ModelSpec, read_spec
+from fluxscope.run.jobs import plan_jobs
+from fluxscope.sae.formats import SaeInfo, load
+from fluxscope.settings.config import Config
+
+GIB = 2**30
+FLUX_TEXT_ENCODERS = 9.2 * GIB
+"""Bytes of FLUX.1's T5 and CLIP in bfloat16."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        what, found: the label and what was found.
+        mend: the command or setting that mends it; empty when nothing is wrong.
+    """
+
+    what: str
+    found: str
+    mend: str = ""
+
+
+def examine(config: Config) -> bool:
+    """Print the report; returns whether a run can start."""
+    saes = find_saes(config)
+    spec, model = find_model(config)
+    sections = {
+        "Here": [
+            *find_machine(config),
+            model,
+            *(finding for finding, _ in saes.values()),
+            find_clip(config),
+            find_lpips(),
+        ],
+        "A run with these settings": needs_of(
+            config, spec, {layer: info for layer, (_, info) in saes.items()}
+        ),
+    }
+    findings = [finding for rows in sections.values() for finding in rows]
+    width = max(len(finding.what) for finding in findings)
+    for title, rows in sections.items():
+        print(title)
+        for row in rows:
+            print(f"  {row.what:<{width}}  {row.found}")
+    missing = [finding for finding in findings if finding.mend]
+    print("Missing" if missing else "Nothing is missing.")
+    for finding in missing:
+        print(f"  {finding.what}: {finding.mend}")
+    return not missing
+
+
+def find_machine(config: Config) -> list[Finding]:
+    device = pick_device(config.device)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    where = f"{device}, {str(pick_dtype(config.dtype, device)).removeprefix('torch.')}"
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        where += f", {properties.name}, {properties.total_memory / GIB:.0f} GiB"
+    versions = [
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "diffusers", "transformers")
+    ]
+    return [
+        Finding("fluxscope", f"{__version__}, Python {platform.python_version()}"),
+        Finding("libraries", ", ".join(versions)),
+        Finding("device", where),
+        Finding("memory", f"{memory / GIB:.0f} GiB, {torch.get_num_threads()} threads"),
+    ]
+
+
+def find_model(config: Config) -> tuple[ModelSpec | None, Finding]:
+    try:
+        spec = read_spec(config.model_id)
+        if Path(resolve(config.model_id)).is_dir():
+            check_weights(Path(resolve(config.model_id)))
+    except FluxscopeError as error:
+        return None, Finding("model", f"{config.model_id}: {error.message}", error.hint)
+    blocks = f"{spec.n_double} double and {spec.n_single} single blocks of width {spec.width}"
+    return spec, Finding("model", f"{config.model_id}: {blocks}")
+
+
+def find_saes(config: Config) -> dict[int, tuple[Finding, SaeInfo | None]]:
+    """What there is of each layer's SAE."""
+    found: dict[int, tuple[Finding, SaeInfo | None]] = {}
+    for layer, path in config.sae_paths.items():
+        what = f"SAE of layer {layer}"
+        try:
+            _, info = load(path)
+        except FluxscopeError as error:
+            found[layer] = Finding(what, error.message, error.hint), None
+            continue
+        k = f", k = {info.k}" if info.k else ""
+        found[layer] = (
+            Finding(what, f"{info.architecture}, {info.input_dim} -> {info.hidden_dim}{k}: {path}"),
+            info,
+        )
+    if config.active_layer not in found:
+        what = f"SAE of layer {config.active_layer}"
+        mend = f"set layer{config.active_layer}_sae_path"
+        found[config.active_layer] = Finding(what, "not set", mend), None
+    return found
+
+
+def find_clip(config: Config) -> Finding:
+    from transformers import CLIPConfig
+
+    assert config.clip_model_id is not None
+    try:
+        CLIPConfig.from_pretrained(resolve(config.clip_model_id))
+    except (OSError, ValueError):
+        shipped = resolve(config.clip_model_id) != config.clip_model_id
+        mend = (
+            "install fluxscope again: it ships with it" if shipped else f"hf download {config.clip_model_id}"
+        )
+        return Finding("CLIP", f"{config.clip_model_id} is not here", mend)
+    return Finding("CLIP", config.clip_model_id)
+
+
+def find_lpips() -> Finding:
+    """LPIPS is optional: without it steering distances use CLIP, so it is never missing."""
+    if importlib.util.find_spec("lpips"):
+        return Finding("LPIPS", "installed")
+    return Finding("LPIPS", "not installed; distances use CLIP (optional: pip install 'fluxscope[lpips]')")
+
+
+def needs_of(config: Config, spec: ModelSpec | None, saes: dict[int, SaeInfo | None]) -> list[Finding]:
+    """Pictures, transformer calls, memory by phase and disk."""
+    try:
+        jobs = plan_jobs(config)
+    except FluxscopeError as error:
+        return [Finding("prompts", error.message, error.hint)]
+    batch = config.batch_size or 1
+    calls = math.ceil(len(jobs) / batch) * config.num_inference_steps
+    infos = [info for layer, info in saes.items() if info and layer in config.layers]
+    infos += [load(path)[1] for _, path in further_sites(config) if path]
+    width = spec.width if spec else 0
+    rows = [
+        Finding(
+            "pictures",
+            f"{len(jobs)} of {config.height} x {config.width} pixels, {config.n_image_tokens} tokens",
+        ),
+        Finding("transformer calls", f"{calls} of batch {batch}"),
+    ]
+    if spec:
+        rows.append(memory_need(config, spec, infos))
+    return [*rows, disk_need(config, len(jobs), infos, width)]
+
+
+def further_sites(config: Config) -> list[tuple[str, str]]:
+    """Name and SAE of each of `sites`; no SAE where raw activations are kept."""
+    return [(name, path) for name, _, path in (entry.partition("=") for entry in config.sites)]
+
+
+def memory_need(config: Config, spec: ModelSpec, saes: list[SaeInfo]) -> Finding:
+    """Memory of the largest phase: encode the prompts, then denoise, each part alone on the device."""
+    device = pick_device(config.device)
+    size = pick_dtype(config.dtype, device).itemsize
+    transformer = spec.parameters * size
+    dictionaries = sum(2 * info.input_dim * info.hidden_dim * 4 for info in saes)
+    tokens = (config.n_image_tokens + (config.max_sequence_length or 0)) * (config.batch_size or 1)
+    activations = tokens * spec.width * size * 24  # one block's tensors, live at a time
+    encoding = FLUX_TEXT_ENCODERS * size / 2 if spec.text_width == 4096 else 0.01 * GIB
+    denoising = transformer + dictionaries + activations
+    text = f"prompts {encoding / GIB:.2f} GiB, then pictures {denoising / GIB:.2f} GiB on {device}"
+    if device.type == "cuda" and max(encoding, denoising) > torch.cuda.mem_get_info(device)[1]:
+        return Finding("memory by phase", text, "a larger GPU is needed, or a smaller --batch-size")
+    return Finding("memory by phase", text)
+
+
+def disk_need(config: Config, pictures: int, saes: list[SaeInfo], width: int) -> Finding:
+    """Disk for pictures, S, codes and raw activations, against what is free.
+
+    Args:
+        width: of an activation.
+    """
+    assert config.height is not None and config.width is not None
+    png = pictures * config.height * config.width * 2
+    per_token = [8 * (info.k or info.hidden_dim // 20) for info in saes]
+    per_token += [2 * width for _, path in further_sites(config) if not path]
+    steps = len(config.captured_step_indices)
+    codes = pictures * max(config.n_image_tokens, config.max_sequence_length or 0) * sum(per_token) * steps
+    s = sum(pictures * info.hidden_dim * 4 for info in saes)
+    need = png + codes + s
+    folder = Path(config.out_dir).resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    text = f"up to {need / 2**20:.0f} MiB; {free / GIB:.0f} GiB are free"
+    return Finding(
+        "disk", text, "" if free > need else f"free {need / GIB:.1f} GiB, or choose another --out-dir"
+    )

@@ -1,0 +1,141 @@
+"""When along denoising the selected features are active, and how well the SAE fits there.
+
+Needs pictures' prompts and seeds, and a selection (steps 1 and 4). Some of the pictures are denoised again,
+and at each wanted step the site's activations are encoded and scored: nothing is stored but the profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fluxscope.draw.layer_plots import steps_profile
+from fluxscope.errors import MissingInputError
+from fluxscope.files import read_json, save_image, write_json
+from fluxscope.models.flux import encode_prompts, load_denoiser
+from fluxscope.models.listen import listen
+from fluxscope.models.placement import pick_device, pick_dtype
+from fluxscope.models.sites import parse_site
+from fluxscope.models.spec import read_spec
+from fluxscope.run.collection import load_sae_for
+from fluxscope.run.context import Context, picture_spec
+from fluxscope.run.manifest import load_manifest
+from fluxscope.sae.base import LinearSae
+from fluxscope.sae.codes import SparseCodes, encode_sparse
+from fluxscope.sae.metrics import Evaluation
+
+
+@dataclass
+class StepRecord:
+    """What is gathered at one step: the SAE's fit, and the selected features' maxima on each picture."""
+
+    fit: Evaluation
+    maxima: list[Tensor]
+
+
+def run(context: Context, pictures: int) -> str:
+    """Profile the layer's site over `capture_steps` (all steps when there are none)."""
+    config, files = context.config, context.files
+    records, _ = load_manifest(files.manifest, files.root)
+    if not files.selected_features.is_file():
+        raise MissingInputError(
+            f"{files.selected_features} is not there", "Run step 4 first: fluxscope select"
+        )
+    features = [record["feature_id"] for record in read_json(files.selected_features)["features"]]
+    numbers = config.capture_steps or tuple(range(1, config.num_inference_steps + 1))
+    steps = sorted({number - 1 for number in numbers})
+    gathered = gather(context, records[:pictures], features, steps)
+    activity = np.stack([torch.cat(gathered[step].maxima).mean(0).numpy() for step in steps], axis=1)  # m s
+    explained = np.array([gathered[step].fit.scores().explained_variance for step in steps])
+    write_json(files.steps_profile, as_json(context, features, steps, activity, gathered))
+    picture = steps_profile(
+        np.array(steps) + 1,
+        activity.astype(float),
+        features,
+        explained,
+        config.num_inference_steps,
+        config.target_step_number,
+    )
+    save_image(files.steps_profile.with_suffix(".png"), picture)
+    best = steps[int(explained.argmax())]
+    return (
+        f"{len(features)} features over {len(steps)} steps; the SAE fits step {best + 1} best "
+        f"(explained variance {explained.max():.3f}): {files.steps_profile.with_suffix('.png')}"
+    )
+
+
+def gather(
+    context: Context, records: list[dict[str, Any]], features: Sequence[int], steps: Sequence[int]
+) -> dict[int, StepRecord]:
+    """Denoise the pictures and score the site's activations at each step."""
+    config, files = context.config, context.files
+    assert config.max_sequence_length is not None
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    sae, _ = load_sae_for(
+        config, files.layer, read_spec(config.model_id), pick_device(config.sae_device, fallback=str(device))
+    )
+    gathered = {step: StepRecord(Evaluation(sae.input_dim, sae.hidden_dim), []) for step in steps}
+    prompts = [record["prompt"] for record in records]
+    embeddings, _ = encode_prompts(config.model_id, prompts, config.max_sequence_length, device, dtype)
+    pipe = load_denoiser(config.model_id, device, dtype)
+    spec = picture_spec(config)
+    site, size = parse_site(config.site_of(files.layer)), config.batch_size or 1
+    rows, seeds = [embeddings[prompt] for prompt in prompts], [record["seed"] for record in records]
+    with context.report.progress("pictures", len(records), "images") as advance:
+        for first, heard in listen(pipe, rows, seeds, spec, [site], steps, size):
+            for (_, step), x in heard.items():
+                note(gathered[step], sae, x, features, config.token_chunk_size)
+            advance(len(seeds[first : first + size]))
+    return gathered
+
+
+def note(
+    record: StepRecord, sae: LinearSae, x: Float[Tensor, "b t d"], features: Sequence[int], chunk: int
+) -> None:
+    """Score one batch of activations, so many tokens at a time."""
+    tokens = x.flatten(0, 1).to(sae.pre_bias)  # (b t, d)
+    parts = [(part, encode_sparse(sae, part, chunk)) for part in tokens.split(chunk)]
+    for part, codes in parts:
+        record.fit.update(part, sae.decode(codes.to_dense()), codes)
+    codes = SparseCodes.concatenate([codes for _, codes in parts])
+    record.maxima.append(codes.max_over_tokens(x.shape[1])[:, list(features)].cpu())
+
+
+def as_json(
+    context: Context,
+    features: Sequence[int],
+    steps: Sequence[int],
+    activity: np.ndarray,
+    gathered: dict[int, StepRecord],
+) -> dict[str, Any]:
+    """steps_profile.json.
+
+    Args:
+        activity: (features, steps), the mean over pictures of each feature's largest code.
+    """
+    scores = {step: record.fit.scores() for step, record in gathered.items()}
+    return {
+        "layer_index": context.files.layer,
+        "site": context.config.site_of(context.files.layer),
+        "num_images": sum(len(part) for part in gathered[steps[0]].maxima),
+        "steps": list(steps),
+        "explained_variance": [scores[step].explained_variance for step in steps],
+        "l0": [scores[step].l0 for step in steps],
+        "features": [
+            {
+                "feature_id": feature,
+                "mean_max_activation": activity[row],
+                "frequency": [
+                    float((torch.cat(gathered[step].maxima)[:, row] > 0).float().mean()) for step in steps
+                ],
+            }
+            for row, feature in enumerate(features)
+        ],
+    }

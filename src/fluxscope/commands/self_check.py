@@ -1,0 +1,92 @@
+"""Does steering work on this model, with this SAE, at this site? Four findings that need no interpretation.
+
+Whoever then sees no effect knows that the feature is weak, not the wiring.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fluxscope.models.capture import Capture
+from fluxscope.models.edits import Change, Edits, Row, Scope
+from fluxscope.models.sample import decode, denoise
+from fluxscope.models.sites import Site
+from fluxscope.models.steering import Steerer
+from fluxscope.progress import Reporter
+from fluxscope.run.manifest import read_prompts
+from fluxscope.run.rundir import RunDir
+from fluxscope.run.steering import load_steerer, random_direction, scope_of
+from fluxscope.sae import encode_sparse
+from fluxscope.settings.config import Config
+
+PUSH = 4.0
+"""Norm of the random push, in mean norms of a token's activation."""
+
+VISIBLE = 0.01
+"""A mean change of the pixels by this share of their range is one that nobody overlooks."""
+
+
+def self_check(config: Config, prompt: str, seed: int, report: Reporter) -> bool:
+    """Run the check and say what was found; returns whether all is well."""
+    files = RunDir.of(config)
+    assert config.prompts_path is not None
+    prompt = prompt or read_prompts(config.prompts_path)[0]
+    steerer, _ = load_steerer(config, files.layer, [prompt])
+    scope = scope_of(config, files.layer)
+    norm, feature = survey(steerer, prompt, seed, scope)
+    report.say(f"{config.model_id}, {scope.site.name}, steps {scope.steps[0]}-{scope.steps[-1]}")
+    report.say(f"mean norm of a token {norm:.3g}; most active feature {feature}")
+    plain, _ = run(steerer, prompt, seed, None, scope)
+    nothing: Row = [Change("add", 0.0, feature)]
+    if scope.site.name == config.site_of(files.layer):
+        nothing = [*nothing, Change("scale", 1.0, feature)]
+    same, fired = run(steerer, prompt, seed, nothing, scope)
+    push = Change("add", PUSH * norm, direction=random_direction(steerer.sae.input_dim, seed))
+    pushed, _ = run(steerer, prompt, seed, [push], scope)
+    pixels = [decode(steerer.pipe, latents, steerer.spec)[0].numpy() for latents in (plain, pushed)]
+    moved = float(np.abs(pixels[0].astype(float) - pixels[1].astype(float)).mean() / 255)
+    largest = float((plain.float() - same.float()).abs().max())
+    often = sorted(set(fired.values()))
+    findings = (
+        ("the picture is finite", bool(torch.isfinite(plain).all()), ""),
+        (
+            "an edit that does nothing changes no bit",
+            torch.equal(plain, same),
+            f"largest change {largest:.3g}",
+        ),
+        (f"a random push of {PUSH:g} norms changes the picture", moved > VISIBLE, f"pixels by {moved:.1%}"),
+        ("the hook fired once in every planned step", often == [1], f"{len(fired)} steps, {often} times"),
+    )
+    for what, well, detail in findings:
+        report.say(f"  {'ok  ' if well else 'FAIL'} {what}{f' ({detail})' if detail else ''}")
+    return all(well for _, well, _ in findings)
+
+
+def survey(steerer: Steerer, prompt: str, seed: int, scope: Scope) -> tuple[float, int]:
+    """The mean norm of a token at the site in the first steered step, and the most active feature there."""
+    heard: list[tuple[float, int]] = []
+
+    def receive(site: Site, step: int, x: torch.Tensor) -> None:
+        codes = encode_sparse(steerer.sae, x.to(steerer.sae.pre_bias.device))
+        total = torch.zeros(codes.n_features, device=codes.value.device)
+        total.index_add_(0, codes.feature.long(), codes.value)
+        heard.append((float(x.float().norm(dim=-1).mean()), int(total.argmax())))
+
+    first = scope.steps[0]
+    with Capture(steerer.pipe.transformer, steerer.clock, [scope.site], [first], receive):
+        denoise(
+            steerer.pipe, [steerer.embeddings[prompt]], [seed], steerer.spec, steerer.clock, stop_after=first
+        )
+    return heard[0]
+
+
+def run(
+    steerer: Steerer, prompt: str, seed: int, row: Row | None, scope: Scope
+) -> tuple[torch.Tensor, dict[int, int]]:
+    """A picture's latents, and how often the hook fired in each step; without a row there is no hook."""
+    given = ([steerer.embeddings[prompt]], [seed], steerer.spec, steerer.clock)
+    if row is None:
+        return denoise(steerer.pipe, *given), {}
+    with Edits(steerer.pipe.transformer, steerer.clock, steerer.sae, [row], scope) as edits:
+        return denoise(steerer.pipe, *given), edits.fired

@@ -1,0 +1,144 @@
+"""The commands that steer: step 7 or one picture (`steer`), a bench (`steer-bench`), one sheet of all grids.
+
+Like every command these import no torch before they run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fluxscope.commands.options import Force, Quiet
+from fluxscope.errors import ConfigError
+from fluxscope.progress import Reporter
+from fluxscope.settings.config import Config
+from fluxscope.steps.table import STEPS
+
+if TYPE_CHECKING:
+    from fluxscope.commands.steer_once import Request
+
+STEP = next(step for step in STEPS if step.name == "steer")
+SETTINGS = STEP.settings
+"""Settings of every command here."""
+
+Features = Annotated[
+    str, typer.Option("--feature", help="Steer one picture only: by this feature, or several, such as 12,40.")
+]
+Strength = Annotated[
+    str, typer.Option("--strength", help="Add along the decoder direction: one number, or one a feature.")
+]
+Scale = Annotated[str, typer.Option("--scale", help="Or multiply the code; 0 ablates, 1 changes nothing.")]
+Clamp = Annotated[str, typer.Option("--clamp", help="Or set the code to a value.")]
+Prompt = Annotated[str, typer.Option("--prompt", help="The picture's prompt.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="The picture's seed (42 unless said).")]
+DEFAULT_SEED = 42
+Region = Annotated[str, typer.Option("--region", help="Steer only here: x0,y0,x1,y1 in pixels.")]
+SelfCheck = Annotated[
+    bool, typer.Option("--self-check", help="Show that steering works on this model, SAE and site.")
+]
+Strengths = Annotated[str, typer.Option("--strengths", help="Strengths to try, such as 2,4,8,16.")]
+Ranges = Annotated[str, typer.Option("--ranges", help="Ranges of steps to try, such as 0-5,6-12,0-19.")]
+
+
+def steer(
+    config: Config,
+    feature: Features = "",
+    strength: Strength = "",
+    scale: Scale = "",
+    clamp: Clamp = "",
+    prompt: Prompt = "",
+    seed: Seed = None,
+    region: Region = "",
+    self_check: SelfCheck = False,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Step 7: Steer the selected features; with --feature, one picture beside its baseline."""
+    report = Reporter(quiet)
+    if self_check:
+        from fluxscope.commands.self_check import self_check as check
+
+        if not check(config, prompt, DEFAULT_SEED if seed is None else seed, report):
+            raise typer.Exit(1)
+    elif feature:
+        from fluxscope.commands.steer_once import steer_once
+
+        steer_once(config, request_of(feature, strength, scale, clamp, prompt, seed, region), report)
+    elif any((strength, scale, clamp, prompt, region)) or seed is not None:
+        raise ConfigError("no feature is named", "Add --feature, such as --feature 123.")
+    else:
+        from fluxscope.steps.pipeline import run_pipeline
+
+        run_pipeline(config, report, (STEP,), force=force)
+
+
+def steer_bench(
+    config: Config,
+    feature: Features,
+    prompt: Prompt,
+    seed: Seed = None,
+    strengths: Strengths = "4,8,16,32",
+    ranges: Ranges = "0-5,6-12,13-19,all",
+    quiet: Quiet = False,
+) -> None:
+    """Try strengths and ranges of steps on one prompt and feature, with difference maps."""
+    from fluxscope.commands.steer_once import steer_bench as bench
+
+    request = request_of(feature, "1", "", "", prompt, seed, "")
+    values = numbers("--strengths", strengths)
+    bench(config, request, values, tuple(part.strip() for part in ranges.split(",")), Reporter(quiet))
+
+
+def steering_sheet(config: Config, quiet: Quiet = False) -> None:
+    """Lay all the grids of step 11 out on one labelled sheet."""
+    from fluxscope.steps.assemble_grids import steering_sheet as sheet
+
+    sheet(config, Reporter(quiet))
+
+
+def request_of(
+    feature: str, strength: str, scale: str, clamp: str, prompt: str, seed: int | None, region: str
+) -> Request:
+    """The options of one picture, checked.
+
+    Raises:
+        ConfigError: one is missing, there are two ways to steer, or something is no number.
+    """
+    from fluxscope.commands.steer_once import Request
+
+    given = {kind: text for kind, text in (("add", strength), ("scale", scale), ("clamp", clamp)) if text}
+    if len(given) != 1:
+        raise ConfigError(
+            "say in one way how to steer the feature" if not given else "the feature is steered in two ways",
+            "Give one of --strength, --scale and --clamp.",
+        )
+    if not prompt:
+        raise ConfigError("no prompt is given", 'Add --prompt "...".')
+    kind, amounts = given.popitem()
+    box = None
+    if region:
+        sides = tuple(int(side) for side in numbers("--region", region))
+        if len(sides) != 4:
+            raise ConfigError(f"--region cannot be {region!r}", "Give x0,y0,x1,y1 in pixels.")
+        box = (sides[0], sides[1], sides[2], sides[3])
+    features = tuple(int(number) for number in numbers("--feature", feature, whole=True))
+    return Request(
+        features,
+        kind,
+        numbers(f"--{kind}".replace("add", "strength"), amounts),
+        prompt,
+        DEFAULT_SEED if seed is None else seed,
+        box,
+    )
+
+
+def numbers(option: str, text: str, whole: bool = False) -> tuple[float, ...]:
+    """The numbers of a list with commas."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or (whole and any(number != int(number) for number in found)):
+        raise ConfigError(f"{option} cannot be {text!r}", "Give a number, or several with commas between.")
+    return found

@@ -1,0 +1,256 @@
+"""The lasting side of a collection: whose folder it is, how far it came, and what it ends with.
+
+A target is one layer that is collected: its SAE, its codes on disk, its files. Everything that can be
+wrong with settings, checkpoints or the folder is found here, before anything is generated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fluxscope import __version__
+from fluxscope.errors import ConfigError, RunDirError
+from fluxscope.files import atomic_write, read_json, read_jsonl, write_json
+from fluxscope.models.sites import parse_site
+from fluxscope.models.spec import ModelSpec, read_spec
+from fluxscope.run.codes import CodeStore
+from fluxscope.run.jobs import Job
+from fluxscope.run.rundir import RunDir
+from fluxscope.run.taps import Tap, check_width, load_further, open_tap
+from fluxscope.sae.base import LinearSae
+from fluxscope.sae.formats import SaeInfo, load
+from fluxscope.settings.config import Config
+
+IDENTITY = (
+    "model_id",
+    "dtype",
+    "site_pattern",
+    "height",
+    "width",
+    "num_inference_steps",
+    "guidance_scale",
+    "max_sequence_length",
+    "target_step_number",
+    "capture_steps",
+    "reps_per_prompt",
+    "base_seed",
+)
+"""Settings that decide what pictures and codes a folder holds; one folder holds those of one identity."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One layer to collect: its tap, its SAE's record, its files."""
+
+    layer: int
+    tap: Tap
+    sae: LinearSae
+    info: SaeInfo
+    files: RunDir
+    sae_hash: str
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Everything that one pass collects.
+
+    Attributes:
+        targets: the layers, the active one first.
+        further: other sites.
+    """
+
+    targets: list[Target]
+    further: list[Tap]
+
+    @property
+    def taps(self) -> list[Tap]:
+        return [*(target.tap for target in self.targets), *self.further]
+
+    @property
+    def done(self) -> int:
+        """Pictures of which everything is committed."""
+        return min(tap.done for tap in self.taps)
+
+
+def open_collection(config: Config, jobs: list[Job], device: torch.device, force: bool = False) -> Collection:
+    """Check everything, load the SAEs and open their stores, each cut back to its last commit.
+
+    Args:
+        force: clear the folder first, but not before everything has been found right.
+
+    Raises:
+        CheckpointError: an SAE is missing, damaged, or of another width than its site.
+        ConfigError: the model lacks a site.
+        RunDirError: the folder belongs to other settings.
+    """
+    config.sae_path(config.active_layer)  # raises where it has none, before the model is looked for
+    sites = [config.site_of(layer) for layer in config.layers]
+    if len(set(sites)) < len(sites):
+        raise ConfigError(
+            f"both layers' SAEs would listen at {sites[0]}",
+            "Write {layer} where the block's number stands in --site-pattern, or give --no-compare-layers.",
+        )
+    spec = read_spec(config.model_id)
+    saes = {layer: load_sae_for(config, layer, spec, device) for layer in config.layers}
+    others = load_further(config, spec, device, taken={config.site_of(layer) for layer in saes})
+    hashes = {layer: info.sha256() for layer, (_, info) in saes.items()}
+    if force:
+        clear(config)
+    check_folder(config, jobs, hashes)
+    targets = []
+    for layer, (sae, info) in saes.items():
+        files = RunDir.of(config, layer)
+        committed = repair_manifest(files, config.batch_size or 1)
+        tap = open_tap(config, spec, parse_site(config.site_of(layer)), sae, committed)
+        if tap.done < committed:
+            raise RunDirError(
+                f"{files.manifest} lists {committed} images, but the codes of {tap.done} are stored",
+                "The folder's files do not fit together: give --force to collect anew.",
+            )
+        target = Target(layer, tap, sae, info, files, hashes[layer])
+        write_run_log(config, target, jobs, completed=tap.done, seconds=0.0)
+        targets.append(target)
+    done = targets[0].tap.done
+    further = [open_tap(config, spec, site, sae, done) for site, sae in others]
+    return Collection(targets, further)
+
+
+def load_sae_for(
+    config: Config, layer: int, spec: ModelSpec, device: torch.device
+) -> tuple[LinearSae, SaeInfo]:
+    """Load a layer's SAE and see whether the model has its site, and in its width.
+
+    Raises:
+        CheckpointError: the SAE is missing, damaged, or of another width.
+        ConfigError: no SAE is set, or the model lacks the site.
+    """
+    path, site = config.sae_path(layer), config.site_of(layer)
+    spec.check_site(parse_site(site))
+    sae, info = load(path, device)
+    check_width(config, site, path, sae, spec)
+    return sae, info
+
+
+def check_folder(config: Config, jobs: list[Job], sae_hashes: dict[int, str]) -> None:
+    """Refuse a folder whose pictures or codes were made with other settings, prompts or SAEs."""
+    for layer in config.layers:
+        log = RunDir.of(config, layer).run_log
+        if not log.is_file():
+            continue
+        old = read_json(log).get("identity", {})
+        for name, value in identity(config, jobs, sae_hashes[layer]).items():
+            if name in old and old[name] != value:
+                raise RunDirError(
+                    f"{config.out_dir} was made with {difference(layer, name, old[name], value)}",
+                    "Give what it was made with, choose a new folder with --out-dir, or make this one anew "
+                    "with --force.",
+                )
+
+
+def difference(layer: int, name: str, old: Any, new: Any) -> str:
+    """What differs, for the user: hashes say nothing."""
+    words = {"prompts_sha256": "other prompts", "sae_sha256": f"another SAE of layer {layer}"}
+    return words.get(name, f"{name} = {old}, not {new}")
+
+
+def identity(config: Config, jobs: list[Job], sae_hash: str) -> dict[str, Any]:
+    """What decides which pictures and codes a layer's files hold."""
+    prompts = "\n".join(job.prompt for job in jobs)
+    settings = {name: getattr(config, name) for name in IDENTITY}
+    return settings | {
+        "capture_steps": list(config.capture_steps),
+        "num_images": len(jobs),
+        "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
+        "sae_sha256": sae_hash,
+    }
+
+
+def repair_manifest(files: RunDir, batch_size: int) -> int:
+    """Cut a manifest back to whole commits and return how many pictures it lists.
+
+    A killed writer can leave part of a batch's lines, the last of them cut short. Then the whole batch is
+    made again, so that its pictures come from a batch of the same size as in an uninterrupted run.
+    """
+    path = files.manifest
+    if not path.is_file():
+        return 0
+    rows = len(read_jsonl(path))
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        rows = rows // batch_size * batch_size
+        os.truncate(path, sum(len(line) for line in lines[:rows]))
+    return rows
+
+
+def clear(config: Config) -> None:
+    """Take away what an earlier collection left in the folder, commit records first."""
+    layers = [RunDir.of(config, layer) for layer in (5, 15)]  # before the log that says which is the first
+    root = layers[0]
+    for files in layers:
+        for path in (files.manifest, files.s_matrix):
+            path.unlink(missing_ok=True)
+    for kept in (root.codes, root.activations):
+        shutil.rmtree(kept, ignore_errors=True)
+    for picture in root.images.glob("img_*.png"):
+        picture.unlink()
+    for files in layers:
+        files.run_log.unlink(missing_ok=True)
+
+
+def write_s_matrix(target: Target, images_per_block: int = 64) -> None:
+    """Write S[i, f], the largest code of feature f over the tokens of image i, from the stored codes."""
+    store = next(iter(target.tap.stores.values()))
+    assert isinstance(store, CodeStore)
+    with atomic_write(target.files.s_matrix) as file:
+        shape = (store.n_images, store.n_features)
+        header = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
+            "fortran_order": False,
+            "shape": shape,
+        }
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, codes in store.blocks(images_per_block):
+            file.write(codes.max_over_tokens(store.n_tokens).numpy().tobytes())
+
+
+def write_run_log(config: Config, target: Target, jobs: list[Job], completed: int, seconds: float) -> None:
+    """Write run_log.json: settings, checkpoint, versions, and how far the collection is."""
+    import diffusers
+    import transformers
+
+    path = target.files.run_log
+    before = read_json(path).get("total_time_seconds", 0.0) if path.is_file() else 0.0
+    settings = dataclasses.asdict(config)
+    write_json(
+        path,
+        settings
+        | {
+            "layer_index": target.layer,
+            "site": target.tap.site.name,
+            "target_step_index": config.target_step_index,
+            "sae_ckpt_path": str(target.info.path),
+            "sae_hidden_dim": target.sae.hidden_dim,
+            "sae_config": target.info.config,
+            "sae_sha256": target.sae_hash,
+            "n_image_tokens": config.n_image_tokens,
+            "num_prompts": len({job.prompt_idx for job in jobs}),
+            "num_images": len(jobs),
+            "images_completed": completed,
+            "total_time_seconds": round(before + seconds, 3),
+            "identity": identity(config, jobs, target.sae_hash),
+            "fluxscope": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+        },
+    )

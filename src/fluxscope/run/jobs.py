@@ -1,0 +1,33 @@
+"""The pictures that a run makes: every prompt, so many times, each with a seed of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fluxscope.run.manifest import read_prompts
+from fluxscope.settings.config import Config
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make."""
+
+    image_id: int
+    prompt_idx: int
+    rep_idx: int
+    seed: int
+    prompt: str
+
+
+def plan_jobs(config: Config) -> list[Job]:
+    """Every picture of the run, in manifest order; seed = base_seed + reps_per_prompt x prompt + rep."""
+    assert config.prompts_path is not None
+    prompts = read_prompts(config.prompts_path)
+    if config.max_prompts:
+        prompts = prompts[: config.max_prompts]
+    reps = config.reps_per_prompt
+    return [
+        Job(p * reps + r, p, r, config.base_seed + reps * p + r, prompt)
+        for p, prompt in enumerate(prompts)
+        for r in range(reps)
+    ]

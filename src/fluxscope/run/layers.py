@@ -1,0 +1,113 @@
+"""Two layers of one run, read for step 9 from what step 1 stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from scipy.sparse import csr_array, vstack
+
+from fluxscope.dims import SMatrix
+from fluxscope.errors import MissingInputError, RunDirError
+from fluxscope.files import load_npy
+from fluxscope.measures.stats import FeatureStats, feature_stats
+from fluxscope.run.codes import CodeStore
+from fluxscope.run.context import Context
+from fluxscope.run.manifest import load_manifest
+from fluxscope.run.rundir import RunDir
+from fluxscope.sae.base import LinearSae
+from fluxscope.sae.formats import load
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's results, read once.
+
+    Attributes:
+        s: a memory map.
+        site: the site that was listened at.
+    """
+
+    number: int
+    files: RunDir
+    s: SMatrix
+    stats: FeatureStats
+    store: CodeStore
+    sae: LinearSae
+    site: str
+
+    @property
+    def name(self) -> str:
+        return f"layer {self.number}"
+
+    def token_blocks(self) -> Iterator[csr_array]:
+        """The codes of all tokens, (images x tokens, features), a block of images at a time."""
+        for _, codes in self.store.blocks():
+            indptr, feature, value = codes.numpy()
+            yield csr_array((value, feature, indptr), shape=(codes.n_tokens, codes.n_features))
+
+    def token_rows(self) -> csr_array:
+        """The codes of all tokens of all images, (images x tokens, features)."""
+        return vstack(list(self.token_blocks()), format="csr")
+
+    def tokens_l0(self) -> Int64[np.ndarray, " t"]:
+        """How many features are active on each token of each image."""
+        return np.concatenate([np.diff(codes.indptr) for codes in self.token_blocks()])
+
+    def directions(self) -> Float32[np.ndarray, "f d"]:
+        """The decoder directions."""
+        return self.sae.decoder.weight.T.numpy()
+
+    def reconstructions(self) -> Iterator[Float32[np.ndarray, "t d"]]:
+        """What the SAE makes of all tokens, a block of images at a time; dense codes are never made."""
+        directions, bias = self.directions(), self.sae.pre_bias.numpy()
+        for codes in self.token_blocks():
+            yield codes @ directions + bias
+
+
+def open_layer(context: Context, number: int, top_images: int) -> Layer:
+    """Read a layer's results.
+
+    Args:
+        top_images: how many top images to find for each feature.
+
+    Raises:
+        ConfigError: no SAE is set for it.
+        MissingInputError: it was not collected.
+    """
+    config = context.config
+    files, site = RunDir.of(config, number), config.site_of(number)
+    path = config.sae_path(number)
+    if not files.s_matrix.is_file():
+        raise MissingInputError(
+            f"layer {number} was not collected: {files.s_matrix} is not there",
+            "Run step 1 with --compare-layers: fluxscope collect",
+        )
+    s = load_npy(files.s_matrix, mmap=True)
+    store = CodeStore(files.codes, site, config.target_step_index)
+    stats = feature_stats(s, config.eps_alive, top_images)
+    return Layer(number, files, s, stats, store, load(path)[0], site)
+
+
+def same_images(early: Layer, late: Layer) -> list[dict[str, Any]]:
+    """The manifest, after a look whether both layers list the same images.
+
+    Raises:
+        RunDirError: they do not.
+    """
+    records, _ = load_manifest(early.files.manifest, early.files.root)
+    others, _ = load_manifest(late.files.manifest, late.files.root)
+    if [picture_of(row) for row in records] != [picture_of(row) for row in others]:
+        raise RunDirError(
+            f"layers {early.number} and {late.number} list different images",
+            "Collect both in one run: fluxscope collect --force",
+        )
+    return records
+
+
+def picture_of(row: dict[str, Any]) -> tuple[int, int, str]:
+    """What says which picture a line of the manifest is about."""
+    return row["image_id"], row["seed"], row["prompt"]

@@ -1,0 +1,245 @@
+"""Every file name of the output tree, one property each.
+
+The root of an output folder holds the run's first layer; `layer_05/` and the like hold the same names for
+further layers of the same images. Pictures, prompts' images and token-level codes are shared and lie at
+the root. The names are fixed: docs/disk-format.md lists them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluxscope.files import read_json
+from fluxscope.settings.config import Config
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The files of one layer of a run.
+
+    Attributes:
+        root: the output folder (`out_dir`); all paths inside files are relative to it.
+        layer: the layer that the files are about.
+        first_layer: the layer whose files lie at the root.
+    """
+
+    root: Path
+    layer: int
+    first_layer: int
+    images_subdir: str = "images"
+    overlays_subdir: str = "overlays"
+
+    @classmethod
+    def of(cls, config: Config, layer: int | None = None) -> RunDir:
+        """The files of a layer (default: the active one), the root being as its run_log.json says."""
+        root = Path(config.out_dir)
+        log = root / "run_log.json"
+        first = (
+            read_json(log).get("layer_index", config.active_layer) if log.is_file() else config.active_layer
+        )
+        layer = config.active_layer if layer is None else layer
+        return cls(root, layer, first, config.images_subdir, config.overlays_subdir)
+
+    @property
+    def home(self) -> Path:
+        """The folder of this layer's own files."""
+        return self.root if self.layer == self.first_layer else self.root / f"layer_{self.layer:02d}"
+
+    # --- shared by all layers ---
+    @property
+    def images(self) -> Path:
+        return self.root / self.images_subdir
+
+    @property
+    def codes(self) -> Path:
+        return self.root / "codes.zarr"
+
+    @property
+    def activations(self) -> Path:
+        return self.root / "activations.zarr"
+
+    @property
+    def clip_embeddings(self) -> Path:
+        return self.root / "clip_embeddings.npy"
+
+    @property
+    def clip_image_ids(self) -> Path:
+        return self.root / "clip_image_ids.npy"
+
+    @property
+    def clip_prompt_idx(self) -> Path:
+        return self.root / "clip_prompt_idx.npy"
+
+    @property
+    def clip_seeds(self) -> Path:
+        return self.root / "clip_seeds.npy"
+
+    @property
+    def clip_meta(self) -> Path:
+        return self.root / "clip_meta.json"
+
+    @property
+    def layer_comparison(self) -> Path:
+        return self.root / "layer_comparison"
+
+    @property
+    def comparison_summary(self) -> Path:
+        return self.layer_comparison / "comparison_summary.json"
+
+    @property
+    def comparison(self) -> Path:
+        return self.layer_comparison / "comparison.json"
+
+    # --- step 1 ---
+    @property
+    def s_matrix(self) -> Path:
+        return self.home / "S_matrix.npy"
+
+    @property
+    def manifest(self) -> Path:
+        return self.home / "manifest.jsonl"
+
+    @property
+    def run_log(self) -> Path:
+        return self.home / "run_log.json"
+
+    # --- step 2 ---
+    @property
+    def alive_features(self) -> Path:
+        return self.home / "alive_features.npy"
+
+    @property
+    def activation_freq(self) -> Path:
+        return self.home / "activation_freq.npy"
+
+    @property
+    def topk_per_feature(self) -> Path:
+        return self.home / "topk_per_feature.npz"
+
+    @property
+    def feature_stats(self) -> Path:
+        return self.home / "feature_stats.npz"
+
+    @property
+    def feature_analysis_summary(self) -> Path:
+        return self.home / "feature_analysis_summary.json"
+
+    # --- step 4 ---
+    @property
+    def selected_features(self) -> Path:
+        return self.home / "selected_features.json"
+
+    @property
+    def feature_scores(self) -> Path:
+        return self.home / "feature_scores.npz"
+
+    @property
+    def steps_profile(self) -> Path:
+        return self.home / "steps_profile.json"
+
+    # --- steps 5 and 6 ---
+    @property
+    def overlays(self) -> Path:
+        return self.home / self.overlays_subdir
+
+    @property
+    def overlay_summary(self) -> Path:
+        return self.overlays / "overlay_summary.json"
+
+    def overlay(self, feature: int, image_id: int) -> Path:
+        return self.overlays / f"feature_{feature}" / f"image_{image_id:06d}_feature_{feature}.png"
+
+    def tokenmap(self, feature: int, image_id: int) -> Path:
+        return self.overlays / f"feature_{feature}" / f"image_{image_id:06d}_feature_{feature}_tokenmap.npy"
+
+    @property
+    def contact_sheet(self) -> Path:
+        return self.home / "contact_sheet.png"
+
+    @property
+    def contact_sheet_comparison(self) -> Path:
+        return self.home / "contact_sheet_comparison.png"
+
+    # --- step 8 ---
+    @property
+    def decoder_directions(self) -> Path:
+        return self.home / "decoder_directions.png"
+
+    @property
+    def decoder_similarity_matrix(self) -> Path:
+        return self.home / "decoder_similarity_matrix.png"
+
+    @property
+    def decoder_stats(self) -> Path:
+        return self.home / "decoder_stats.json"
+
+    @property
+    def step_log(self) -> Path:
+        """What each finished step was made with; it decides whether a step may be skipped."""
+        return self.home / "step_log.json"
+
+    # --- steps 7, 10 and 11 ---
+    @property
+    def steering(self) -> Path:
+        return self.home / "steering"
+
+    @property
+    def steering_summary(self) -> Path:
+        return self.steering / "steering_summary.json"
+
+    def steered(self, feature: int, image_id: int, what: str) -> Path:
+        """A picture of step 7: what is "scale_2.0", "strength_-4.0", "steering_grid" or "strength_grid"."""
+        return self.steering / f"feature_{feature}" / f"image_{image_id:06d}_{what}.png"
+
+    @property
+    def best_demos(self) -> Path:
+        return self.home / "best_demos"
+
+    @property
+    def best_demo_candidates(self) -> Path:
+        return self.best_demos / "best_demo_candidates.json"
+
+    @property
+    def best_demo_ids(self) -> Path:
+        return self.best_demos / "best_demo_ids.json"
+
+    def demo(self, feature: int, image_id: int, strength: float) -> Path:
+        """A picture of step 10; a strength of 0 is the baseline."""
+        sign = "pos" if strength > 0 else "neg"
+        name = f"{sign}_{shown(abs(strength), 0)}" if strength else "baseline"
+        return self.best_demos / f"feature_{feature}" / f"{image_id:06d}_{name}.png"
+
+    @property
+    def steering_grids(self) -> Path:
+        return self.home / "steering_grids"
+
+    @property
+    def steering_grids_summary(self) -> Path:
+        return self.steering_grids / "steering_grids_summary.json"
+
+    @property
+    def steering_contact_sheet(self) -> Path:
+        return self.steering_grids / "steering_contact_sheet.png"
+
+    def demo_grid(self, feature: int, demo: int) -> Path:
+        return self.steering_grids / f"grid_f{feature}_d{demo}.png"
+
+    def demo_strip(self, feature: int, demo: int, image_id: int) -> Path:
+        """The grid's pictures side by side, without labels."""
+        return (
+            self.steering_grids / f"feature_{feature}" / f"feature_{feature}_demo_{demo}_img_{image_id}.png"
+        )
+
+    def image(self, image_id: int, prompt_idx: int, rep_idx: int, seed: int) -> Path:
+        return self.images / f"img_{image_id:06d}_p{prompt_idx:04d}_r{rep_idx}_seed{seed}.png"
+
+    def relative(self, path: Path) -> str:
+        """The path as files record it: relative to the output folder, with forward slashes."""
+        return path.relative_to(self.root).as_posix()
+
+
+def shown(number: float, decimals: int) -> str:
+    """A number in a file's name: with so many decimals, or with all that it has where they are more."""
+    short = f"{number:.{decimals}f}"
+    return short if float(short) == number else f"{number:g}"

@@ -1,0 +1,120 @@
+"""Taps: the sites that step 1 listens at in its one pass, and what each of them keeps.
+
+A tap with an SAE keeps sparse codes, one without keeps raw activations in half precision. What a killed run
+wrote past its last commit is cut off when a tap is opened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fluxscope.errors import CheckpointError, ConfigError
+from fluxscope.models.sites import Site, parse_site
+from fluxscope.models.spec import ModelSpec
+from fluxscope.run.codes import CodeStore, RawStore
+from fluxscope.run.rundir import RunDir
+from fluxscope.sae.base import LinearSae
+from fluxscope.sae.codes import SparseCodes, encode_sparse
+from fluxscope.sae.formats import load
+from fluxscope.settings.config import Config
+
+Kept = SparseCodes | Tensor
+"""What is kept of a batch: the codes of its tokens, or its activations (b, t, d)."""
+
+
+@dataclass
+class Tap:
+    """A site, what encodes there, and where its codes or activations of each step go.
+
+    Attributes:
+        stores: by step (counted from 0), the target step first.
+        done: how many pictures are committed.
+    """
+
+    site: Site
+    sae: LinearSae | None
+    stores: dict[int, CodeStore] | dict[int, RawStore]
+    done: int
+
+    def keep(self, x: Tensor, chunk: int) -> Kept:
+        """What is to be stored of one batch's activations (b, t, d)."""
+        if self.sae is None:
+            return x.half().cpu()
+        return encode_sparse(self.sae, x.to(self.sae.pre_bias.device), chunk).to("cpu")
+
+    def append(self, kept: dict[int, Kept], pictures: int, first: int) -> None:
+        """Store a batch of so many pictures, the first being number `first`, but for those stored already."""
+        skipped = self.done - first
+        for step, store in self.stores.items():
+            rows = kept[step]
+            if isinstance(store, CodeStore):
+                assert isinstance(rows, SparseCodes)
+                store.append(rows.rows(slice(skipped * store.n_tokens, rows.n_tokens)))
+            else:
+                assert isinstance(rows, Tensor)
+                store.append(rows[skipped:].numpy())
+        self.done = first + pictures
+
+
+def open_tap(config: Config, spec: ModelSpec, site: Site, sae: LinearSae | None, committed: int) -> Tap:
+    """Open the stores of a site, cut back to the committed pictures, or to fewer where one holds fewer.
+
+    Raises:
+        RunDirError: the stores are of other sizes.
+    """
+    files, steps = RunDir.of(config), config.captured_step_indices
+    tokens = config.n_image_tokens if site.kind.stream == "image" else config.max_sequence_length
+    assert tokens is not None
+    stores: dict[int, CodeStore] | dict[int, RawStore]
+    if sae is None:
+        stores = {s: RawStore.create(files.activations, site.name, s, tokens, spec.width) for s in steps}
+    else:
+        stores = {s: CodeStore.create(files.codes, site.name, s, tokens, sae.hidden_dim) for s in steps}
+    done = min(committed, *(store.n_images for store in stores.values()))
+    for store in stores.values():
+        store.truncate(done)
+    return Tap(site, sae, stores, done)
+
+
+def load_further(
+    config: Config, spec: ModelSpec, device: torch.device, taken: set[str]
+) -> list[tuple[Site, LinearSae | None]]:
+    """The places of `sites`: "single.1" keeps raw activations, "single.1=path/to/sae_best.pt" codes.
+
+    They have no manifest of their own: they are as far as their stores are, but never past the run's last
+    commit.
+
+    Args:
+        taken: sites that are listened at anyway.
+
+    Raises:
+        CheckpointError: an SAE is missing, damaged, or of another width than its site.
+        ConfigError: the model lacks a site, or one is named twice.
+    """
+    further: dict[str, tuple[Site, LinearSae | None]] = {}
+    for entry in config.sites:
+        name, _, path = entry.partition("=")
+        site = parse_site(name)
+        spec.check_site(site)
+        if name in further:
+            raise ConfigError(f"the site {name} is named twice", "Name each of --sites once.")
+        sae = None
+        if path:
+            sae, _ = load(path, device)
+            check_width(config, name, path, sae, spec)
+        if name not in taken:
+            further[name] = site, sae
+    return list(further.values())
+
+
+def check_width(config: Config, site: str, path: str, sae: LinearSae, spec: ModelSpec) -> None:
+    """Raise CheckpointError, naming both widths, when an SAE does not fit the model."""
+    if sae.input_dim != spec.width:
+        raise CheckpointError(
+            f"the SAE {path} reads activations of width {sae.input_dim}, "
+            f"but {site} of {config.model_id} has width {spec.width}",
+            "Choose an SAE that was trained on this model and site.",
+        )

@@ -1,1 +1,0 @@
-"""How flux-shapes and clip-shapes are made: one module a stage, run in order by `fluxscope.shapes.recipe`."""
