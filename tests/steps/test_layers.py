@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from diffusers import FluxTransformer2DModel
 
+from fluxscope.commands import profile
 from fluxscope.errors import ConfigError, MissingInputError
 from fluxscope.files import load_npy, read_json
 from fluxscope.progress import Reporter
@@ -15,7 +16,7 @@ from fluxscope.run.context import Context
 from fluxscope.run.manifest import load_manifest
 from fluxscope.run.rundir import RunDir
 from fluxscope.settings.config import make_config
-from fluxscope.steps import pipeline, profile
+from fluxscope.steps import pipeline
 from fluxscope.steps.step import run_step
 from tests.conftest import SMALL, run_steps
 
