@@ -259,10 +259,12 @@ def steps_profile(config: Config, pictures: Pictures = 32, quiet: Quiet = False)
     """
     from fluxscope.commands import profile
     from fluxscope.run.context import Context
+    from fluxscope.run.lock import lock_run
     from fluxscope.run.rundir import RunDir
 
     report = Reporter(quiet)
-    report.say(profile.run(Context(config, RunDir.of(config), report), pictures))
+    with lock_run(config, report):
+        report.say(profile.run(Context(config, RunDir.of(config), report), pictures))
 
 
 def doctor(config: Config) -> None:

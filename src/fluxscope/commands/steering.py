@@ -12,6 +12,7 @@ import typer
 from fluxscope.commands.options import Force, Quiet
 from fluxscope.errors import ConfigError
 from fluxscope.progress import Reporter
+from fluxscope.run.lock import lock_run
 from fluxscope.settings.config import Config
 from fluxscope.steps.table import STEPS
 
@@ -64,7 +65,9 @@ def steer(
     elif feature:
         from fluxscope.commands.steer_once import steer_once
 
-        steer_once(config, request_of(feature, strength, scale, clamp, prompt, seed, region), report)
+        request = request_of(feature, strength, scale, clamp, prompt, seed, region)
+        with lock_run(config, report):
+            steer_once(config, request, report)
     elif any((strength, scale, clamp, prompt, region)) or seed is not None:
         raise ConfigError("no feature is named", "Add --feature, such as --feature 123.")
     else:
@@ -87,14 +90,18 @@ def steer_bench(
 
     request = request_of(feature, "1", "", "", prompt, seed, "")
     values = numbers("--strengths", strengths)
-    bench(config, request, values, tuple(part.strip() for part in ranges.split(",")), Reporter(quiet))
+    report = Reporter(quiet)
+    with lock_run(config, report):
+        bench(config, request, values, tuple(part.strip() for part in ranges.split(",")), report)
 
 
 def steering_sheet(config: Config, quiet: Quiet = False) -> None:
     """Lay all the grids of step 11 out on one labelled sheet."""
     from fluxscope.steps.assemble_grids import steering_sheet as sheet
 
-    sheet(config, Reporter(quiet))
+    report = Reporter(quiet)
+    with lock_run(config, report):
+        sheet(config, report)
 
 
 def request_of(

@@ -46,6 +46,15 @@ class RunDir:
         """The folder of this layer's own files."""
         return self.root if self.layer == self.first_layer else self.root / f"layer_{self.layer:02d}"
 
+    @property
+    def folders(self) -> list[Path]:
+        """The folders that hold a run's files, beside the root itself; of all layers."""
+        names = ("steering", "best_demos", "steering_grids")
+        homes = [self.root, *sorted(self.root.glob("layer_[0-9][0-9]"))]
+        of_layers = [home / name for home in homes for name in (self.overlays_subdir, *names)]
+        shared = [self.images, self.codes, self.activations, self.layer_comparison]
+        return [*shared, *homes[1:], *of_layers]
+
     # --- shared by all layers ---
     @property
     def images(self) -> Path:

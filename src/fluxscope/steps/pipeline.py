@@ -7,6 +7,7 @@ import time
 from fluxscope.errors import ConfigError, FluxscopeError, MissingInputError
 from fluxscope.progress import Reporter
 from fluxscope.run.context import Context
+from fluxscope.run.lock import lock_run
 from fluxscope.run.rundir import RunDir
 from fluxscope.settings.config import Config
 from fluxscope.steps.step import Step, run_step
@@ -42,13 +43,21 @@ def run_pipeline(
     force: bool = False,
     keep_going: bool = False,
 ) -> None:
-    """Run the steps in order and end by saying where the contact sheet is.
+    """Run the steps in order, the folder being locked, and end by saying where the contact sheet is.
 
     Raises:
         FluxscopeError: a step failed; the later ones were not run, unless `keep_going`.
+        RunDirError: another process works in the folder.
     """
     if not keep_going:
         check_layers(config, report, steps)
+    with lock_run(config, report):
+        _run_in_order(config, report, steps, force, keep_going)
+
+
+def _run_in_order(
+    config: Config, report: Reporter, steps: tuple[Step, ...], force: bool, keep_going: bool
+) -> None:
     began = time.monotonic()
     failures: list[FluxscopeError] = []
     for position, step in enumerate(steps):

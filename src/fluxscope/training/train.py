@@ -20,9 +20,11 @@ from fluxscope.errors import ConfigError
 from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.placement import pick_device, pick_dtype
 from fluxscope.models.sites import Site, parse_site
+from fluxscope.models.spec import read_spec
 from fluxscope.models.splice import SplicedScores, random_twin, spliced_scores
 from fluxscope.progress import Reporter
 from fluxscope.run.context import picture_spec
+from fluxscope.run.lock import lock_folders
 from fluxscope.run.manifest import read_prompts
 from fluxscope.sae import LinearSae
 from fluxscope.sae.data import ByImage, first_held_out
@@ -121,6 +123,7 @@ def train(
 
     Raises:
         FluxscopeError: what cannot be trained: too few pictures, k beyond the width, wandb without wandb.
+        RunDirError: another process works on these activations or SAEs.
     """
     if training.pictures < 20:
         raise ConfigError(
@@ -130,13 +133,26 @@ def train(
         if "topk" in each.architecture:
             check_k(each.k, each.hidden_dim)
     check_wandb(training.wandb)
-    device = pick_device(config.device)
     sites = [parse_site(config.site_of(layer)) for layer in training.layers]
     wanted = wanted_activations(config, training, sites, prompts)
+    width = read_spec(config.model_id).width
+    saes = [
+        job_of(config, training, site, step, each, width).folder
+        for site in sites
+        for step in config.captured_step_indices
+        for each in training.configs()
+    ]
+    with lock_folders([training.activations, *saes], report):
+        return _train_sites(config, training, wanted, report)
+
+
+def _train_sites(config: Config, training: Training, wanted: Wanted, report: Reporter) -> list[Trained]:
+    """Harvest, then train the SAEs of one site and step after the other."""
+    device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     stores = harvest(wanted, training.activations, device, dtype, config.batch_size or 1, report)
     finished = []
-    for site in sites:
+    for site in wanted.sites:
         for step in config.captured_step_indices:
             trained = train_site(config, training, wanted, site, step, stores[site.name, step], report)
             name = f"scores_{site.name}_t{step + 1}_{training.stamp}.json"
