@@ -4,6 +4,7 @@ import pytest
 
 from fluxscope.errors import ConfigError
 from fluxscope.files import write_json
+from fluxscope.run.made_with import load_config_of_run
 from fluxscope.settings.config import make_config
 from fluxscope.settings.load import load_config
 
@@ -24,7 +25,7 @@ def folder(tmp_path):
 
 
 def test_what_is_not_given_is_as_the_run_was_made(folder):
-    config = load_config(None, of_run=True, out_dir=folder)
+    config = load_config_of_run(None, out_dir=folder)
     assert config.image_token_grid == (4, 6)
     assert (config.num_inference_steps, config.target_step_number, config.base_seed) == (8, 6, 7)
     assert (config.active_layer, config.sae_paths) == (5, {5: "five.pt"})
@@ -35,17 +36,17 @@ def test_what_is_not_given_is_as_the_run_was_made(folder):
 def test_flags_win_over_the_file_and_the_file_over_the_run(folder, tmp_path):
     file = tmp_path / "settings.toml"
     file.write_text(f'out_dir = "{folder}"\nheight = 128\nwidth = 128\n')
-    config = load_config(file, of_run=True, width=160)
+    config = load_config_of_run(file, width=160)
     assert (config.height, config.width, config.num_inference_steps) == (128, 160, 8)
 
 
 def test_a_run_of_another_model_or_program_says_nothing(folder, tmp_path):
-    other = load_config(None, of_run=True, out_dir=folder, model_id="black-forest-labs/FLUX.1-dev")
+    other = load_config_of_run(None, out_dir=folder, model_id="black-forest-labs/FLUX.1-dev")
     assert (other.height, other.num_inference_steps) == (256, 20)
     write_json(tmp_path / "theirs" / "run_log.json", {"height": 64, "target_step_number": "14"})
-    theirs = load_config(None, of_run=True, out_dir=str(tmp_path / "theirs"))
+    theirs = load_config_of_run(None, out_dir=str(tmp_path / "theirs"))
     assert theirs == make_config(out_dir=str(tmp_path / "theirs"))
-    nowhere = load_config(None, of_run=True, out_dir=str(tmp_path / "nowhere"))
+    nowhere = load_config_of_run(None, out_dir=str(tmp_path / "nowhere"))
     assert nowhere.height == 128
 
 

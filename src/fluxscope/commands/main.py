@@ -23,7 +23,7 @@ from fluxscope.errors import ConfigError, FluxscopeError
 from fluxscope.files import explain_os_error
 from fluxscope.progress import Reporter
 from fluxscope.quiet import quiet_imports
-from fluxscope.settings.config import Config, make_config, setting_type, settings_table
+from fluxscope.settings.config import Config, make_config, settings_table
 from fluxscope.settings.load import load_config
 from fluxscope.steps.step import Step
 from fluxscope.steps.table import STEPS
@@ -161,7 +161,7 @@ def with_settings(
             if kind:
                 config = make_config(kind, **chosen)
             else:
-                config = load_config(given.pop("config"), of_run=of_run, **chosen)
+                config = settings_from(given.pop("config"), of_run, chosen)
             for name, group in groups.items():
                 given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
             function(config, **given)
@@ -171,6 +171,15 @@ def with_settings(
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
+
+
+def settings_from(file: Path | None, of_run: bool, flags: dict[str, Any]) -> Config:
+    """The settings of a file and flags; with `of_run`, what they leave open is as the run there was made."""
+    if not of_run:
+        return load_config(file, **flags)
+    from fluxscope.run.made_with import load_config_of_run
+
+    return load_config_of_run(file, **flags)
 
 
 def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -185,9 +194,7 @@ def _fields(group: type) -> list[inspect.Parameter]:
 def _flag(name: str, taken: set[str]) -> inspect.Parameter:
     """The flag of a setting: its name with dashes, its meaning as the help text."""
     field = settings_table()[name]
-    kind, _ = setting_type(name)
-    kind_is_list = kind is tuple
-    kind = str if kind_is_list else kind
+    kind = str if field.kind is tuple else field.kind
     dashed = "--" + name.replace("_", "-")
     names = [f"{dashed}/--no-{name.replace('_', '-')}"] if kind is bool else [dashed]
     if name in SHORT_NAMES and SHORT_NAMES[name] not in taken:
@@ -197,7 +204,7 @@ def _flag(name: str, taken: set[str]) -> inspect.Parameter:
         help += f" One of: {', '.join(str(choice) for choice in field.metadata['choices'])}."
     if field.default not in (None, ()):
         default: Any = field.default
-        shown = ",".join(f"{n:g}" for n in default) if kind_is_list else default
+        shown = ",".join(f"{n:g}" for n in default) if field.kind is tuple else default
         help += f" [default: {shown}]"
     option = typer.Option(*names, help=help, show_default=False, rich_help_panel="Settings")
     return _option(name, Annotated[Optional[kind], option], None)  # noqa: UP045

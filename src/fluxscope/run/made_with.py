@@ -1,0 +1,42 @@
+"""The settings that a run was made with: what later commands take where nothing else is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fluxscope.files import read_json
+from fluxscope.settings.config import Config, make_config, settings_table
+from fluxscope.settings.load import given, is_python, load_config
+
+OF_A_RUN = ("layer5_sae_path", "layer15_sae_path", "images_subdir", "overlays_subdir")
+"""Settings of a run that do not tell one run from another, but are needed to go on with it."""
+
+
+def load_config_of_run(path: Path | str | None, **overrides: Any) -> Config:
+    """As `load_config`, but what neither file nor flags say is as the run in the output folder was made.
+
+    A Python file says everything.
+    """
+    if is_python(path):
+        return load_config(path, **overrides)
+    said = given(path, **overrides)
+    return make_config(**{**settings_of_run(said), **said})
+
+
+def settings_of_run(said: dict[str, Any]) -> dict[str, Any]:
+    """What the run in the output folder was made with; nothing where there is none, or of another model.
+
+    Only runs of ours record an identity: those of other programs are read with the settings given.
+    """
+    folder = said.get("out_dir", settings_table()["out_dir"].default)
+    log = Path(folder) / "run_log.json"
+    recorded = read_json(log) if log.is_file() else {}
+    identity = recorded.get("identity", {})
+    if not identity or said.get("model_id", identity["model_id"]) != identity["model_id"]:
+        return {}
+    known = {name: value for name, value in identity.items() if name in settings_table()}
+    known |= {name: recorded[name] for name in OF_A_RUN if name in recorded}
+    known["active_layer"] = recorded["layer_index"]
+    known.pop("capture_steps", None)  # to the commands after the first step it says which steps to look at
+    return known
