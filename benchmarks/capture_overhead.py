@@ -19,7 +19,8 @@ from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.sample import PictureSpec, denoise
 from fluxscope.models.sites import Site, parse_site
 from fluxscope.run.manifest import read_prompts
-from fluxscope.sae.codes import SparseCodes, encode_sparse
+from fluxscope.sae.base import encode_sparse
+from fluxscope.sae.codes import SparseCodes
 from fluxscope.sae.formats import load
 from fluxscope.settings.config import make_config
 

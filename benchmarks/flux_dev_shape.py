@@ -23,7 +23,7 @@ from fluxscope.models.flux import PromptEmbedding
 from fluxscope.models.sample import PictureSpec, denoise
 from fluxscope.models.sites import Site, parse_site
 from fluxscope.sae import TopKSparseAutoencoder
-from fluxscope.sae.codes import encode_sparse
+from fluxscope.sae.base import encode_sparse
 
 GIB = 2**30
 WIDTH, FEATURES, K = 3072, 12288, 64

@@ -17,7 +17,7 @@ _PLACES = {
     "FluxscopeError": "fluxscope.errors",
     "RunDir": "fluxscope.run.rundir",
     "SparseCodes": "fluxscope.sae.codes",
-    "encode_sparse": "fluxscope.sae.codes",
+    "encode_sparse": "fluxscope.sae.base",
     "load_config": "fluxscope.settings.load",
     "load_manifest": "fluxscope.run.manifest",
     "load_sae": "fluxscope.sae.features",
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from fluxscope.run.codes import CodeStore as CodeStore
     from fluxscope.run.manifest import load_manifest as load_manifest
     from fluxscope.run.rundir import RunDir as RunDir
+    from fluxscope.sae.base import encode_sparse as encode_sparse
     from fluxscope.sae.codes import SparseCodes as SparseCodes
-    from fluxscope.sae.codes import encode_sparse as encode_sparse
     from fluxscope.sae.features import load_sae as load_sae
     from fluxscope.settings.config import Config as Config
     from fluxscope.settings.load import load_config as load_config

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fluxscope.sae import ARCHITECTURES, BatchTopKSparseAutoencoder, LinearSae, encode_sparse
+from fluxscope.sae import ARCHITECTURES, LinearSae, encode_sparse
 from fluxscope.sae.data import InMemory
 from fluxscope.sae.train import TrainConfig, Trainer
 from fluxscope.sae.train_config import build
@@ -18,8 +18,7 @@ def architecture(request: pytest.FixtureRequest) -> str:
 
 def ready(architecture: str, x: torch.Tensor) -> LinearSae:
     sae = build(D, TrainConfig(architecture, hidden_dim=F, k=4))
-    if isinstance(sae, BatchTopKSparseAutoencoder):
-        sae.calibrate([x])
+    sae.calibrate([x])
     return sae
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fluxscope.errors import CheckpointError
-from fluxscope.sae import ARCHITECTURES, BatchTopKSparseAutoencoder, LinearSae
+from fluxscope.sae import ARCHITECTURES, LinearSae
 from fluxscope.sae.formats import FORMATS, Format, describe, load, save
 from fluxscope.sae.train_config import TrainConfig, build
 
@@ -27,8 +27,7 @@ def trained_looking(architecture: str) -> LinearSae:
     sae.pre_bias.normal_(0, 10)
     sae.encoder.bias.normal_(0, 0.3)
     sae.encoder.weight.add_(0.1 * torch.randn(F, D))
-    if isinstance(sae, BatchTopKSparseAutoencoder):
-        sae.calibrate([activations(sae)])
+    sae.calibrate([activations(sae)])
     if architecture == "jumprelu":
         sae.threshold.uniform_(0.1, 0.5)
     return sae

@@ -10,7 +10,7 @@ import torch
 from synthetic import activations
 from torch import Tensor
 
-from fluxscope.sae import ARCHITECTURES, BatchTopKSparseAutoencoder, LinearSae, formats
+from fluxscope.sae import ARCHITECTURES, LinearSae, formats
 from fluxscope.sae.metrics import evaluate
 from fluxscope.sae.normalisation import Normalisation, Whitening, fit
 from fluxscope.sae.train import TrainConfig, train
@@ -61,8 +61,7 @@ def in_training(architecture: str, y: Tensor) -> LinearSae:
     sae.reset_parameters(generator)
     sae.pre_bias.normal_(0, 0.3, generator=generator)
     sae.encoder.bias.normal_(0, 0.3, generator=generator)
-    if isinstance(sae, BatchTopKSparseAutoencoder):
-        sae.calibrate([y])
+    sae.calibrate([y])
     return sae
 
 

@@ -26,8 +26,8 @@ from fluxscope.models.spec import read_spec
 from fluxscope.run.collection import load_sae_for
 from fluxscope.run.context import Context, picture_spec
 from fluxscope.run.manifest import load_manifest
-from fluxscope.sae.base import LinearSae
-from fluxscope.sae.codes import SparseCodes, encode_sparse
+from fluxscope.sae.base import LinearSae, encode_sparse
+from fluxscope.sae.codes import SparseCodes
 from fluxscope.sae.metrics import Evaluation
 
 

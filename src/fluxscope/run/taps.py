@@ -16,8 +16,8 @@ from fluxscope.models.sites import Site, parse_site
 from fluxscope.models.spec import ModelSpec
 from fluxscope.run.codes import CodeStore, RawStore
 from fluxscope.run.rundir import RunDir
-from fluxscope.sae.base import LinearSae
-from fluxscope.sae.codes import SparseCodes, encode_sparse
+from fluxscope.sae.base import LinearSae, encode_sparse
+from fluxscope.sae.codes import SparseCodes
 from fluxscope.sae.formats import load
 from fluxscope.settings.config import Config
 

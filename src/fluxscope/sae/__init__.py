@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fluxscope.sae.base import LinearSae
+from fluxscope.sae.base import LinearSae, encode_sparse
 from fluxscope.sae.batch_topk import BatchTopKSparseAutoencoder
-from fluxscope.sae.codes import SparseCodes, encode_sparse
+from fluxscope.sae.codes import SparseCodes
 from fluxscope.sae.jumprelu import JumpReLUSparseAutoencoder
 from fluxscope.sae.matryoshka import MatryoshkaSparseAutoencoder
 from fluxscope.sae.relu import SparseAutoencoder

@@ -8,6 +8,8 @@ Each architecture is a subclass that says how the pre-activations become a code.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from fluxscope.sae.codes import SparseCodes
 
 
-class LinearSae(nn.Module):
+class LinearSae(nn.Module, ABC):
     """Parent of the SAE architectures. Its state dict is the checkpoint's.
 
     `pre_bias` (d), `encoder.weight` (f, d), `encoder.bias` (f), `decoder.weight` (d, f); the decoder's
@@ -58,9 +60,9 @@ class LinearSae(nn.Module):
         self.pre_bias.zero_()
 
     @classmethod
+    @abstractmethod
     def from_config(cls, input_dim: int, hidden_dim: int, config: dict[str, Any]) -> LinearSae:
         """Build an SAE from a checkpoint's config."""
-        raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
         """What a checkpoint's config must say to build this SAE again."""
@@ -73,7 +75,8 @@ class LinearSae(nn.Module):
 
     def pre_activations(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens f"]:
         """W_enc (x - b_pre) + b_enc."""
-        return self.encoder(x - self.pre_bias)
+        pre: Tensor = self.encoder(x - self.pre_bias)
+        return pre
 
     def scale_codes(self, factor: float | Float[Tensor, " f"]) -> None:
         """Change the units of codes: what an architecture keeps beside the four tensors.
@@ -82,17 +85,18 @@ class LinearSae(nn.Module):
             factor: for all features, or where `features_stand_alone` one for each.
         """
 
+    @abstractmethod
     def encode(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens f"]:
         """The dense code of activations; never negative."""
-        raise NotImplementedError
 
     def encode_sparse(self, x: Float[Tensor, "t d"]) -> SparseCodes:
-        """The same code without its zeros. `codes.encode_sparse` bounds the memory of many tokens."""
+        """The same code without its zeros. The function `encode_sparse` bounds the memory of many tokens."""
         return SparseCodes.from_dense(self.encode(x))
 
     def decode(self, code: Float[Tensor, "*tokens f"]) -> Float[Tensor, "*tokens d"]:
         """The activation that a code stands for."""
-        return self.decoder(code) + self.pre_bias
+        reconstruction: Tensor = self.decoder(code) + self.pre_bias
+        return reconstruction
 
     def forward(
         self, x: Float[Tensor, "*tokens d"]
@@ -106,3 +110,31 @@ class LinearSae(nn.Module):
         """Give every decoder direction unit norm."""
         norms = self.decoder.weight.norm(dim=0, keepdim=True)
         self.decoder.weight.div_(norms.clamp_min(torch.finfo(norms.dtype).tiny))
+
+    def constrain(self) -> None:
+        """Put the parameters back where they must lie, after a step of the optimiser."""
+        self.normalize_decoder()
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it can encode: false while an architecture lacks what only `calibrate` can set."""
+        return True
+
+    def calibrate(self, batches: Sequence[Float[Tensor, "t d"]]) -> None:
+        """Set what is set on held-out activations, after training; most architectures have nothing."""
+
+
+@torch.no_grad()
+def encode_sparse(sae: LinearSae, x: Float[Tensor, "*tokens d"], chunk: int = 256) -> SparseCodes:
+    """The codes of activations, without ever holding more than about `chunk` dense rows.
+
+    The chunks are of nearly equal size: a lone last row would take another path through the matrix
+    product and differ in its last bits. So the numbers are those of `sae.encode` on the whole.
+
+    Args:
+        x: activations (..., d) in any floating dtype; they are encoded in the SAE's.
+        chunk: tokens encoded at a time.
+    """
+    rows = x.reshape(-1, x.shape[-1]).to(sae.pre_bias)  # (t, d)
+    n_chunks = max(1, -(-len(rows) // chunk))
+    return SparseCodes.concatenate([sae.encode_sparse(part) for part in rows.tensor_split(n_chunks)])

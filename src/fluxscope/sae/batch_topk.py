@@ -11,7 +11,7 @@ the value that leaves k latents a token on held-out tokens (`calibrate`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -22,8 +22,8 @@ from fluxscope.sae.base import LinearSae
 from fluxscope.sae.topk import check_k
 
 
-class BatchTopKSparseAutoencoder(LinearSae):
-    """An SAE with k active features a token on average.
+class ThresholdedSae(LinearSae):
+    """Parent of the SAEs that share k b latents among b tokens in training, and have a threshold afterwards.
 
     Args:
         input_dim: d, width of the activations.
@@ -31,7 +31,6 @@ class BatchTopKSparseAutoencoder(LinearSae):
         k: mean number of active features a token, 1 to f.
     """
 
-    architecture: ClassVar[str] = "batch_topk"
     threshold: Tensor
 
     def __init__(self, input_dim: int, hidden_dim: int, k: int) -> None:
@@ -39,10 +38,6 @@ class BatchTopKSparseAutoencoder(LinearSae):
         super().__init__(input_dim, hidden_dim)
         self.k = k
         self.register_buffer("threshold", torch.tensor(-1.0))
-
-    @classmethod
-    def from_config(cls, input_dim: int, hidden_dim: int, config: dict[str, Any]) -> LinearSae:
-        return cls(input_dim, hidden_dim, int(config["topk_k"]))
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"l1_coeff": 0.0, "use_topk": False, "topk_k": self.k}
@@ -56,19 +51,22 @@ class BatchTopKSparseAutoencoder(LinearSae):
         Raises:
             CheckpointError: the threshold was never set.
         """
-        if float(self.threshold) < 0:
+        if not self.calibrated:
             raise CheckpointError(
-                "this BatchTopK SAE has no threshold yet", "Calibrate it on held-out activations."
+                f"this {self.architecture} SAE has no threshold yet", "Calibrate it on held-out activations."
             )
         pre = self.pre_activations(x)
         return torch.where(pre > self.threshold, pre, 0.0)
 
-    @torch.no_grad()
-    def calibrate(self, batches: Sequence[Tensor]) -> float:
-        """Set the threshold so that all tokens, (t, d) a batch, have k active features on average.
+    @property
+    def calibrated(self) -> bool:
+        return float(self.threshold) >= 0
 
-        Returns:
-            The threshold: midway between the last value kept and the first one left out.
+    @torch.no_grad()
+    def calibrate(self, batches: Sequence[Float[Tensor, "t d"]]) -> None:
+        """Set the threshold so that the tokens have k active features on average.
+
+        It lies midway between the last value kept and the first one left out.
         """
         kept = sum(map(len, batches)) * self.k
         assert kept > 0, "calibration on no tokens"
@@ -79,4 +77,16 @@ class BatchTopKSparseAutoencoder(LinearSae):
             pool = pool.topk(min(kept + 1, len(pool)), sorted=False).values
         lowest = pool.topk(2, largest=False).values if len(pool) > kept else pool.new_zeros(1)
         self.threshold.copy_(lowest.mean())
-        return float(self.threshold)
+
+
+@final
+class BatchTopKSparseAutoencoder(ThresholdedSae):
+    """An SAE with k active features a token on average."""
+
+    architecture: ClassVar[str] = "batch_topk"
+
+    @classmethod
+    def from_config(
+        cls, input_dim: int, hidden_dim: int, config: dict[str, Any]
+    ) -> BatchTopKSparseAutoencoder:
+        return cls(input_dim, hidden_dim, int(config["topk_k"]))

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from fluxscope.sae.base import LinearSae
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,19 +152,3 @@ class SparseCodes:
 def _indptr(token: Int64[Tensor, " nnz"], n_tokens: int) -> Int64[Tensor, " t_plus_1"]:
     counts = torch.bincount(token, minlength=n_tokens)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-
-
-@torch.no_grad()
-def encode_sparse(sae: LinearSae, x: Float[Tensor, "*tokens d"], chunk: int = 256) -> SparseCodes:
-    """The codes of activations, without ever holding more than about `chunk` dense rows.
-
-    The chunks are of nearly equal size: a lone last row would take another path through the matrix
-    product and differ in its last bits. So the numbers are those of `sae.encode` on the whole.
-
-    Args:
-        x: activations (..., d) in any floating dtype; they are encoded in the SAE's.
-        chunk: tokens encoded at a time.
-    """
-    rows = x.reshape(-1, x.shape[-1]).to(sae.pre_bias)  # (t, d)
-    n_chunks = max(1, -(-len(rows) // chunk))
-    return SparseCodes.concatenate([sae.encode_sparse(part) for part in rows.tensor_split(n_chunks)])

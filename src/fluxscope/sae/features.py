@@ -15,8 +15,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from fluxscope.errors import FluxscopeError
-from fluxscope.sae.base import LinearSae
-from fluxscope.sae.codes import SparseCodes, encode_sparse
+from fluxscope.sae.base import LinearSae, encode_sparse
+from fluxscope.sae.codes import SparseCodes
 from fluxscope.sae.formats import load
 
 

@@ -13,6 +13,7 @@ The timestep is the number that FLUX's transformer itself is given: from 1, all 
 from __future__ import annotations
 
 import math
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,7 @@ from fluxscope.sae.relu import SparseAutoencoder
 _MAX_PERIOD = 10_000.0
 
 
+@final
 class TimestepSparseAutoencoder(nn.Module):
     """A ReLU SAE whose input is scaled and shifted by the timestep. Read, encoded and decoded, not trained.
 

@@ -12,7 +12,7 @@ estimated with a rectangular kernel of width `bandwidth` (section 4 there):
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ BANDWIDTH = 0.1
 INITIAL_THRESHOLD = 0.1
 
 
+@final
 class JumpReLUSparseAutoencoder(LinearSae):
     """An SAE with one threshold a feature.
 
@@ -53,6 +54,12 @@ class JumpReLUSparseAutoencoder(LinearSae):
 
     def scale_codes(self, factor: float | Float[Tensor, " f"]) -> None:
         self.threshold.mul_(factor)
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Unit decoder directions; thresholds not below zero."""
+        super().constrain()
+        self.threshold.clamp_min_(0)
 
     def encode(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens f"]:
         return _jump(torch.relu(self.pre_activations(x)), self.threshold)

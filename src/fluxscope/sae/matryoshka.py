@@ -10,15 +10,16 @@ later ones, so they stay general instead of being split and absorbed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 from fluxscope.errors import CheckpointError
-from fluxscope.sae.batch_topk import BatchTopKSparseAutoencoder
+from fluxscope.sae.batch_topk import ThresholdedSae
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
-class MatryoshkaSparseAutoencoder(BatchTopKSparseAutoencoder):
+@final
+class MatryoshkaSparseAutoencoder(ThresholdedSae):
     """A BatchTopK SAE whose prefixes are SAEs too.
 
     Args:

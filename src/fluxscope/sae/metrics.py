@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from fluxscope.sae.base import LinearSae
-from fluxscope.sae.codes import SparseCodes, encode_sparse
+from fluxscope.sae.base import LinearSae, encode_sparse
+from fluxscope.sae.codes import SparseCodes
 
 NEARLY_DEAD = 1e-7
 DENSE = (0.01, 0.10)

@@ -11,7 +11,7 @@ It shrinks codes, and latents that die are resampled (`fluxscope.sae.train`).
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from torch import Tensor
 from fluxscope.sae.base import LinearSae
 
 
+@final
 class SparseAutoencoder(LinearSae):
     """An SAE whose codes are sparse because they were penalised in training.
 

@@ -9,7 +9,7 @@ L0 is k by construction, no shrinkage arises, and k is the one setting: the defa
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int64
@@ -20,6 +20,7 @@ from fluxscope.sae.base import LinearSae
 from fluxscope.sae.codes import SparseCodes
 
 
+@final
 class TopKSparseAutoencoder(LinearSae):
     """An SAE whose codes have at most k active features.
 

@@ -19,13 +19,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fluxscope.sae import (
-    BatchTopKSparseAutoencoder,
     JumpReLUSparseAutoencoder,
     LinearSae,
     SparseAutoencoder,
     TopKSparseAutoencoder,
 )
 from fluxscope.sae.auxk import aux_step
+from fluxscope.sae.batch_topk import ThresholdedSae
 from fluxscope.sae.data import InMemory, Source
 from fluxscope.sae.kernels import Weights, sparse_step
 from fluxscope.sae.normalisation import Normalisation
@@ -136,7 +136,7 @@ class Trainer:
             group["lr"] = config.learning_rate(step)
         self._decoder_rows.grad = Weights.gradients_of(self.sae).decoder
         self.optimiser.step()
-        self._constrain()
+        self.sae.constrain()
         self.silent_tokens.add_(len(x)).masked_fill_(fired > 0, 0)
         if self._resampling_due(step):
             self._resample(x, residual, dead)
@@ -149,12 +149,11 @@ class Trainer:
         """The SAE as it is now, reading raw activations; training can go on after it.
 
         Args:
-            calibration: raw activations on which a BatchTopK SAE's threshold is set; held-out ones at best.
+            calibration: raw activations on which a threshold is set; held-out ones at best.
         """
         sae = copy.deepcopy(self.sae).requires_grad_(False).eval()
         self.normalise.fold(sae)
-        if isinstance(sae, BatchTopKSparseAutoencoder):
-            sae.calibrate(calibration)
+        sae.calibrate(calibration)
         return sae
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,16 +201,10 @@ class Trainer:
                 centred, weights.encoder, weights.bias, self.sae.k, self.precision, self._scratch
             )
             return Entries.from_rows(chosen.feature, chosen.value)
-        assert isinstance(self.sae, BatchTopKSparseAutoencoder)
+        assert isinstance(self.sae, ThresholdedSae)
         pre = self._scratch.get("pre", (len(centred), self.sae.hidden_dim), centred)
         torch.addmm(weights.bias, centred, weights.encoder.T, out=pre)
         return largest_overall(pre, len(centred) * self.sae.k)
-
-    def _constrain(self) -> None:
-        """Unit decoder directions; thresholds not below zero."""
-        self.sae.normalize_decoder()
-        if isinstance(self.sae, JumpReLUSparseAutoencoder):
-            self.sae.threshold.clamp_min_(0)
 
     def _resampling_due(self, step: int) -> bool:
         every = self.config.resample_every or max(1, self.config.steps // 8)

@@ -14,7 +14,6 @@ import torch
 
 from fluxscope.errors import CheckpointError
 from fluxscope.sae.base import LinearSae
-from fluxscope.sae.batch_topk import BatchTopKSparseAutoencoder
 from fluxscope.sae.formats import (
     dictionary_learning,
     diffract,
@@ -149,10 +148,10 @@ def recognise(candidate: Candidate) -> Format:
 def probe(imported: Imported, n_tokens: int = 64) -> Probe | None:
     """Encode and decode random activations with ours and with the file's own formula.
 
-    None for a BatchTopK SAE whose threshold was never set: it can't encode before it is calibrated.
+    None for an SAE that cannot encode before it is calibrated.
     """
     sae = imported.sae
-    if isinstance(sae, BatchTopKSparseAutoencoder) and float(sae.threshold) < 0:
+    if not sae.calibrated:
         return None
     generator = torch.Generator().manual_seed(0)
     x = sae.pre_bias + torch.randn(n_tokens, sae.input_dim, generator=generator)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fluxscope import files
 from fluxscope.sae.base import LinearSae
-from fluxscope.sae.batch_topk import BatchTopKSparseAutoencoder
+from fluxscope.sae.batch_topk import BatchTopKSparseAutoencoder, ThresholdedSae
 from fluxscope.sae.formats.format import Format, Imported, Parts, keep_above, keep_topk, unsupported
 from fluxscope.sae.formats.layout import PLAIN, linear, positive_integer, require, require_shape
 from fluxscope.sae.formats.weight_files import Candidate, write_torch
@@ -70,7 +70,7 @@ def read(candidate: Candidate) -> Imported:
 
 def _batch_topk(
     parts: Parts,
-    sae: BatchTopKSparseAutoencoder,
+    sae: ThresholdedSae,
     state: Mapping[str, Any],
     path: Path,
     source: dict[str, Any],

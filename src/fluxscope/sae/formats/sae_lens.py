@@ -16,7 +16,7 @@ import torch
 from fluxscope import files
 from fluxscope.errors import CheckpointError
 from fluxscope.sae.base import LinearSae
-from fluxscope.sae.batch_topk import BatchTopKSparseAutoencoder
+from fluxscope.sae.batch_topk import ThresholdedSae
 from fluxscope.sae.formats.format import Format, Imported, Parts, keep_above, keep_topk, unsupported
 from fluxscope.sae.formats.layout import PLAIN, positive_integer, require, require_shape
 from fluxscope.sae.formats.weight_files import Candidate, write_safetensors
@@ -103,7 +103,7 @@ def write(path: Path, sae: LinearSae, config: Mapping[str, Any]) -> None:
         cfg |= {"architecture": "topk", "k": sae.k, "rescale_acts_by_decoder_norm": False}
     elif isinstance(sae, SparseAutoencoder):
         cfg |= {"architecture": "standard"}
-    elif isinstance(sae, BatchTopKSparseAutoencoder | JumpReLUSparseAutoencoder):
+    elif isinstance(sae, ThresholdedSae | JumpReLUSparseAutoencoder):
         cfg |= {"architecture": "jumprelu"}
         tensors["threshold"] = sae.threshold.expand(sae.hidden_dim)
     else:
