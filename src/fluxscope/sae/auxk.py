@@ -54,7 +54,7 @@ def aux_step(
     error = -residual
     for block, latents in zip(blocks, ids, strict=True):
         block.add_reconstruction(weights.decoder[latents], error)
-    loss = coefficient * torch.linalg.vector_norm(error).square() / size / variance
+    loss: Tensor = coefficient * torch.linalg.vector_norm(error).square() / size / variance
     upstream = error.mul_(2 * coefficient / size / variance)
     for block, latents in zip(blocks, ids, strict=True):
         d_encoder, d_bias, d_decoder = block.gradients(weights.decoder[latents], centred, upstream)

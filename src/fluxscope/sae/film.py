@@ -54,7 +54,8 @@ class TimestepSparseAutoencoder(nn.Module):
         return torch.relu(self.encoder(x * (1 + scale) + shift))
 
     def decode(self, code: Float[Tensor, "*tokens f"]) -> Float[Tensor, "*tokens d"]:
-        return self.decoder(code)
+        reconstruction: Tensor = self.decoder(code)
+        return reconstruction
 
     @torch.no_grad()
     def at(self, timestep: float) -> SparseAutoencoder:

@@ -69,12 +69,13 @@ class JumpReLUSparseAutoencoder(LinearSae):
         pre = torch.relu(self.pre_activations(x))
         code = _jump(pre, self.threshold)
         reconstruction = self.decode(code)
-        l0 = _Step.apply(pre, self.threshold).sum(-1).mean()
+        l0 = _Step.apply(pre, self.threshold).sum(-1).mean()  # type: ignore[no-untyped-call]
         return (x - reconstruction).square().mean() + sparsity * self.l0_coeff * l0, reconstruction, code
 
 
 def _jump(pre: Tensor, threshold: Tensor) -> Tensor:
-    return _Jump.apply(pre, threshold)
+    code: Tensor = _Jump.apply(pre, threshold)  # type: ignore[no-untyped-call]
+    return code
 
 
 def _window(pre: Tensor, threshold: Tensor) -> Tensor:

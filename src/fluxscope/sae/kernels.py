@@ -94,7 +94,8 @@ def gather_dot(
 ) -> Float[Tensor, " e"]:
     """Entry j of row i is left[i] . table[column[j]]."""
     pattern = _csr(offsets, column, left.new_zeros(len(column)), (len(left), len(table)))
-    return torch.sparse.sampled_addmm(pattern, left, table.T, beta=0).values()
+    dots: Tensor = torch.sparse.sampled_addmm(pattern, left, table.T, beta=0).values()
+    return dots
 
 
 def gather_dot_reference(left: Tensor, table: Tensor, column: Tensor, offsets: Tensor) -> Tensor:
