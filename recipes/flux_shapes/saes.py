@@ -26,8 +26,8 @@ from fluxscope.run.context import picture_spec
 from fluxscope.sae import LinearSae
 from fluxscope.sae.data import ByImage, first_held_out
 from fluxscope.sae.formats import load
+from fluxscope.sae.jobs import Job, train_jobs
 from fluxscope.sae.metrics import Scores
-from fluxscope.sae.run import Job, run
 from fluxscope.sae.shards import held_out_batches
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import Config
@@ -93,7 +93,7 @@ def make(
         Job(work / f"{b.folder}_{steps}_{store.n_images}", replace(b.training, steps=steps), entries)
         for b in bundled
     ]
-    scores = run(source, jobs, held_out_batches(store, batch))
+    scores = train_jobs(source, jobs, held_out_batches(store, batch))
     return [(job.folder / "sae_best.pt", score) for job, score in zip(jobs, scores, strict=True)]
 
 

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from fluxscope.commands.main import convert
 from fluxscope.errors import CheckpointError
 from fluxscope.sae import BatchTopKSparseAutoencoder, SparseAutoencoder, TopKSparseAutoencoder
-from fluxscope.sae.film import TimestepSparseAutoencoder, sinusoidal_embedding
 from fluxscope.sae.formats import hub, load
+from fluxscope.sae.timestep_sae import TimestepSparseAutoencoder, sinusoidal_embedding
 
 D, F, K = 6, 16, 3
 
@@ -171,12 +171,12 @@ def test_a_batch_topk_of_dictionary_learning_that_was_never_calibrated(tmp_path:
     assert isinstance(load(tmp_path)[0], TopKSparseAutoencoder)
 
 
-def diffract_state(film: TimestepSparseAutoencoder) -> dict[str, torch.Tensor]:
+def diffract_state(conditioned: TimestepSparseAutoencoder) -> dict[str, torch.Tensor]:
     """The names and shapes that the authors' module gives its state dict."""
     layers = ("time_mlp.0", "time_mlp.2", "mod_linear", "encoder", "decoder")
     names = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
-    assert set(film.state_dict()) == names
-    return {name: tensor.clone().contiguous() for name, tensor in film.state_dict().items()}
+    assert set(conditioned.state_dict()) == names
+    return {name: tensor.clone().contiguous() for name, tensor in conditioned.state_dict().items()}
 
 
 @pytest.mark.parametrize("names", [("k", "threshold"), ("threshold",)])
@@ -192,9 +192,9 @@ def test_a_threshold_of_another_shape_is_named(tmp_path: Path, names: tuple[str,
 
 
 def test_diffract_is_an_ordinary_sae_at_each_timestep(tmp_path: Path) -> None:
-    film = TimestepSparseAutoencoder(D, F, embedding_dim=8)
+    conditioned = TimestepSparseAutoencoder(D, F, embedding_dim=8)
     path = tmp_path / "sae_img_12.pt"
-    torch.save(diffract_state(film), path)
+    torch.save(diffract_state(conditioned), path)
     with pytest.raises(CheckpointError, match="timestep") as caught:
         load(path)
     assert "--timestep" in caught.value.hint
@@ -203,14 +203,16 @@ def test_diffract_is_an_ordinary_sae_at_each_timestep(tmp_path: Path) -> None:
         sae, info = load(path, timestep=timestep)
         assert isinstance(sae, SparseAutoencoder)
         assert (info.format, info.layer, info.config["site"]) == ("diffract", 12, "double.12.ff")
-        torch.testing.assert_close(sae.encode(x), film.encode(x, timestep).detach(), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(sae(x)[0], film.decode(film.encode(x, timestep)).detach())
+        torch.testing.assert_close(
+            sae.encode(x), conditioned.encode(x, timestep).detach(), rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(sae(x)[0], conditioned.decode(conditioned.encode(x, timestep)).detach())
     assert not torch.allclose(load(path, timestep=0.5)[0].encode(x), sae.encode(x))
     convert(path, tmp_path / "sae_best.pt", timestep=0.25, quiet=True)
     torch.testing.assert_close(
         load(tmp_path / "sae_best.pt")[0].encode(x), load(path, timestep=0.25)[0].encode(x)
     )
-    torch.save(diffract_state(film), tmp_path / "transcoder_txt_3.pt")
+    torch.save(diffract_state(conditioned), tmp_path / "transcoder_txt_3.pt")
     _, info = load(tmp_path / "transcoder_txt_3.pt", timestep=0.5)
     assert (info.layer, info.config["transcoder_of"]) == (3, "double.3.ff_context")
     assert "site" not in info.config

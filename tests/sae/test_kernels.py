@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from fluxscope.sae import auxk, kernels, select
+from fluxscope.sae import auxk, kernels, largest
 from fluxscope.sae.kernels import Weights
-from fluxscope.sae.select import Entries
+from fluxscope.sae.largest import Entries
 
 B, D, F, K = 7, 5, 32, 4
 LEVELS = [(), (8, 20, 32)]
@@ -148,8 +148,8 @@ def dense_code(x: Tensor, weights: Weights, mask: Tensor) -> Tensor:
 )
 def test_largest_in_rows_are_the_largest(width: int, k: int) -> None:
     pre = random(20, width).float()
-    value, index = select.largest_in_rows(pre, k)
-    expected, _ = select.largest_in_rows_reference(pre, k)
+    value, index = largest.largest_in_rows(pre, k)
+    expected, _ = largest.largest_in_rows_reference(pre, k)
     assert torch.equal(value.sort(1).values, expected.sort(1).values)
     assert torch.equal(pre.gather(1, index).relu(), value)
     assert all(len(set(row.tolist())) == k for row in index)
@@ -158,7 +158,7 @@ def test_largest_in_rows_are_the_largest(width: int, k: int) -> None:
 @pytest.mark.parametrize(("width", "count"), [(2048, 48), (16384, 60), (100, 30)])
 def test_candidates_of_bf16_are_its_largest(width: int, count: int) -> None:
     pre = random(20, width).bfloat16()
-    index = select.candidates(pre, count)
+    index = largest.candidates(pre, count)
     expected = pre.topk(count, dim=1).values
     assert torch.equal(pre.gather(1, index).sort(1, descending=True).values, expected)
     assert all(len(set(row.tolist())) == count for row in index)
@@ -167,7 +167,7 @@ def test_candidates_of_bf16_are_its_largest(width: int, count: int) -> None:
 def test_rows_with_few_positive_entries() -> None:
     pre = -random(20, 2048).float().abs()
     pre[:, 7] = 5
-    value, index = select.largest_in_rows(pre, 8)
+    value, index = largest.largest_in_rows(pre, 8)
     assert (value.sum(1) == 5).all()
     assert (index == 7).sum() == 20
 
@@ -175,7 +175,7 @@ def test_rows_with_few_positive_entries() -> None:
 def test_largest_in_rows_with_ties_names_each_entry_once() -> None:
     pre = torch.zeros(3, 512)
     pre[:, 100:140] = 1
-    value, index = select.largest_in_rows(pre, 16)
+    value, index = largest.largest_in_rows(pre, 16)
     assert (value == 1).all()
     assert all(len(set(row.tolist())) == 16 for row in index)
 
@@ -183,15 +183,15 @@ def test_largest_in_rows_with_ties_names_each_entry_once() -> None:
 @pytest.mark.parametrize(("width", "count"), [(512, 160), (100, 60), (512, 9000)])
 def test_largest_overall_is_the_batch_topk(width: int, count: int) -> None:
     pre = random(20, width).float()
-    entries = select.largest_overall(pre, count)
+    entries = largest.largest_overall(pre, count)
     row = torch.arange(20).repeat_interleave(entries.offsets.diff())
     dense = torch.zeros_like(pre).index_put((row, entries.feature), entries.value)
-    assert torch.equal(dense, select.largest_overall_reference(pre, count))
+    assert torch.equal(dense, largest.largest_overall_reference(pre, count))
     assert (entries.value > 0).all()
 
 
 def test_scratch_keeps_a_buffer_until_its_shape_changes() -> None:
-    scratch, like = select.Scratch(), torch.zeros(1)
+    scratch, like = largest.Scratch(), torch.zeros(1)
     first = scratch.get("a", (3, 4), like)
     assert scratch.get("a", (3, 4), like) is first
     assert scratch.get("a", (3, 5), like).shape == (3, 5)

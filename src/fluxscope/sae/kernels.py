@@ -21,7 +21,7 @@ from torch.nn import functional
 
 if TYPE_CHECKING:
     from fluxscope.sae.base import LinearSae
-    from fluxscope.sae.select import Entries
+    from fluxscope.sae.largest import Entries
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 

@@ -28,9 +28,9 @@ from fluxscope.sae.auxk import aux_step
 from fluxscope.sae.batch_topk import ThresholdedSae
 from fluxscope.sae.data import InMemory, Source
 from fluxscope.sae.kernels import Weights, sparse_step
+from fluxscope.sae.largest import Entries, Scratch, largest_overall
 from fluxscope.sae.normalisation import Normalisation
-from fluxscope.sae.precision import ROW_BLOCK, encode_topk, fastest_exact
-from fluxscope.sae.select import Entries, Scratch, largest_overall
+from fluxscope.sae.topk_encoder import ROW_BLOCK, encode_topk, fastest_exact
 from fluxscope.sae.train_config import TrainConfig, build
 
 __all__ = ["Log", "TrainConfig", "Trainer", "train", "train_many"]

@@ -29,8 +29,8 @@ from fluxscope.run.manifest import read_prompts
 from fluxscope.sae import LinearSae
 from fluxscope.sae.data import ByImage, first_held_out
 from fluxscope.sae.formats import load
+from fluxscope.sae.jobs import Job, folder_name, train_jobs
 from fluxscope.sae.metrics import Scores, evaluate
-from fluxscope.sae.run import Job, folder_name, run
 from fluxscope.sae.shards import ActivationStore, held_out_batches
 from fluxscope.sae.topk import check_k
 from fluxscope.sae.train import Log, TrainConfig
@@ -202,7 +202,7 @@ def train_site(
             advance()
             send(done, logs)
 
-        scores = run(source, jobs, held_out, device, on_step=on_step)
+        scores = train_jobs(source, jobs, held_out, device, on_step=on_step)
     if source.bad_rows:
         bad = f"{source.bad_rows} of {source.rows_seen} activations"
         report.say(f"warning: {bad} read in training hold NaN or infinity and were left out")

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 
 from fluxscope.errors import ConfigError
-from fluxscope.sae.run import Job
+from fluxscope.sae.jobs import Job
 from fluxscope.sae.train import Log
 
 Send = Callable[[int, dict[str, Log]], None]

@@ -222,7 +222,7 @@ def _probe_line(found: Probe) -> str:
 
 
 def _or_unknown(value: Any) -> str:
-    return "not told" if value is None else str(value)
+    return "not stated" if value is None else str(value)
 
 
 def _span(norms: torch.Tensor) -> str:

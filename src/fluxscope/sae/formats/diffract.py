@@ -1,4 +1,4 @@
-"""DifFRACT's SAEs and transcoders for FLUX.1-schnell: the state dict of `fluxscope.sae.film`, read.
+"""DifFRACT's SAEs and transcoders for FLUX.1-schnell: the state dict of `fluxscope.sae.timestep_sae`, read.
 
 Names, shapes and the timestep's embedding are those of the authors' code (Artalmaz31/DifFRACT,
 transcoder_training/transcoder.py): time_mlp.0, time_mlp.2, mod_linear, encoder, decoder, all with biases. The
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from fluxscope.errors import CheckpointError
-from fluxscope.sae.film import TimestepSparseAutoencoder
 from fluxscope.sae.formats.format import Format, Imported
 from fluxscope.sae.formats.layout import linear, require, require_shape
 from fluxscope.sae.formats.weight_files import Candidate
+from fluxscope.sae.timestep_sae import TimestepSparseAutoencoder
 
 _LAYOUT = linear("decoder.bias")
 _TIME = tuple(
@@ -41,12 +41,14 @@ def read(candidate: Candidate) -> Imported:
 
 def read_at(candidate: Candidate, timestep: float) -> Imported:
     """The ordinary SAE that the file's is at a timestep, from 1 (all noise) to 0."""
-    film = read_film(candidate)
-    config = {"film_timestep": timestep, **told_by_name(candidate.path)}
-    return Imported(film.at(timestep), config, lambda x: film.encode(x, timestep), film.decode)
+    conditioned = read_conditioned(candidate)
+    config = {"film_timestep": timestep, **from_file_name(candidate.path)}
+    return Imported(
+        conditioned.at(timestep), config, lambda x: conditioned.encode(x, timestep), conditioned.decode
+    )
 
 
-def told_by_name(path: Path) -> dict[str, Any]:
+def from_file_name(path: Path) -> dict[str, Any]:
     """Layer and site of an SAE, layer and kind of a transcoder, where the file keeps its name."""
     found = re.fullmatch(r"(sae|transcoder)_(img|txt)_(\d+)", path.stem)
     if not found:
@@ -57,7 +59,7 @@ def told_by_name(path: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def read_film(candidate: Candidate) -> TimestepSparseAutoencoder:
+def read_conditioned(candidate: Candidate) -> TimestepSparseAutoencoder:
     """The SAE with its timestep layers.
 
     Raises:
@@ -67,15 +69,15 @@ def read_film(candidate: Candidate) -> TimestepSparseAutoencoder:
     parts = _LAYOUT.parts(state, path, centred=False)
     time = require(state, _TIME, path)
     f, d = parts.encoder.shape
-    film = TimestepSparseAutoencoder(d, f, time["time_mlp.0.bias"].numel())
-    wanted = film.state_dict()
+    conditioned = TimestepSparseAutoencoder(d, f, time["time_mlp.0.bias"].numel())
+    wanted = conditioned.state_dict()
     for name, tensor in time.items():
         require_shape(tensor, tuple(wanted[name].shape), name, path)
         wanted[name].copy_(tensor)
     tensors = (parts.encoder, parts.bias, parts.decoder.T, parts.decoder_bias)
     for name, tensor in zip(_LAYOUT.names, tensors, strict=True):
         wanted[name].copy_(tensor)
-    return film.requires_grad_(False)
+    return conditioned.requires_grad_(False)
 
 
 FORMAT = Format("diffract", recognise, read)

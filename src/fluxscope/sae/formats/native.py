@@ -79,8 +79,8 @@ def _complete(stored: Any, input_dim: int, hidden_dim: int, path: Path) -> dict[
                 "Its config and weights come from different SAEs.",
             )
     matches = _FOLDER.finditer(path.parent.name)
-    told = {name: int(value) for m in matches for name, value in m.groupdict().items() if value}
-    filled = told | {name: value for name, value in config.items() if value is not None}
+    from_folder = {name: int(value) for m in matches for name, value in m.groupdict().items() if value}
+    filled = from_folder | {name: value for name, value in config.items() if value is not None}
     return config | filled | {"input_dim": input_dim, "hidden_dim": hidden_dim}
 
 

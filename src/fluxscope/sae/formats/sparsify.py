@@ -43,10 +43,10 @@ def read(candidate: Candidate) -> Imported:
         )
     parts = _LAYOUT.parts(candidate.state, path, centred=not config.get("transcode"))
     f, d = parts.encoder.shape
-    told = config.get("num_latents") or config.get("d_in", d) * config.get("expansion_factor", f // d)
-    if told != f or config.get("d_in", d) != d:
+    declared = config.get("num_latents") or config.get("d_in", d) * config.get("expansion_factor", f // d)
+    if declared != f or config.get("d_in", d) != d:
         raise CheckpointError(
-            f"cfg.json beside {path} says {told} latents of {config.get('d_in')}, its weights {f} of {d}",
+            f"cfg.json beside {path} says {declared} latents of {config.get('d_in')}, its weights {f} of {d}",
             "Its config and weights come from different SAEs.",
         )
     k = positive_integer(config["k"], "k", path)

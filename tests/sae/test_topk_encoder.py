@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fluxscope.sae.precision import bound_rows, bound_weights, encode_topk, encode_topk_reference
-from fluxscope.sae.select import Scratch
+from fluxscope.sae.largest import Scratch
+from fluxscope.sae.topk_encoder import bound_rows, bound_weights, encode_topk, encode_topk_reference
 
 B, D, F, K = 300, 64, 1024, 8
 

@@ -3,7 +3,7 @@
     exact     fp32 product
     rescored  bf16 product, its best candidates computed again in fp32, and a certificate for each row that
               no other latent can be among the k largest; rows without one are done again in fp32. The
-              chosen latents are those of fp32, at half the price of its product or less
+              chosen latents are those of fp32, at half the cost of its product or less
     bf16      bf16 product, taken as it is
 
 The certificate. Let x = x~ + dx and w = w~ + dw with x~, w~ rounded to bf16. Then
@@ -24,7 +24,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from fluxscope.sae.kernels import gather_dot
-from fluxscope.sae.select import Scratch, candidates, largest_in_rows
+from fluxscope.sae.largest import Scratch, candidates, largest_in_rows
 
 Precision = Literal["exact", "rescored", "bf16"]
 
@@ -54,7 +54,7 @@ class TopK:
 def fastest_exact(device: torch.device | str, input_dim: int) -> Precision:
     """ "rescored" where it pays: a processor with bf16 products, and rows of 512 numbers or more.
 
-    Measured on one core of an AMD EPYC with avx512_bf16: half the price at d = 768, equal at d = 256. On
+    Measured on one core of an AMD EPYC with avx512_bf16: half the cost at d = 768, equal at d = 256. On
     CUDA it is a computed choice, not a measured one.
     """
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()

@@ -10,8 +10,8 @@ from fluxscope import files
 from fluxscope.errors import FluxscopeError
 from fluxscope.sae.data import InMemory
 from fluxscope.sae.formats import load
+from fluxscope.sae.jobs import Job, folder_name, train_jobs
 from fluxscope.sae.metrics import evaluate
-from fluxscope.sae.run import Job, folder_name, run
 from fluxscope.sae.train import TrainConfig
 
 CONFIGS = (
@@ -34,16 +34,16 @@ class Killed(Exception):
 
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
     held_out = [activations(300, 1)]
-    scores = run(source(), jobs(tmp_path / "whole"), held_out, save_every=20)
+    scores = train_jobs(source(), jobs(tmp_path / "whole"), held_out, save_every=20)
 
     def kill(step: int, logs: dict) -> None:
         if step == 33:
             raise Killed
 
     with pytest.raises(Killed):
-        run(source(), jobs(tmp_path / "cut"), held_out, save_every=20, on_step=kill)
+        train_jobs(source(), jobs(tmp_path / "cut"), held_out, save_every=20, on_step=kill)
     steps: list[int] = []
-    again = run(
+    again = train_jobs(
         source(), jobs(tmp_path / "cut"), held_out, save_every=20, on_step=lambda step, _: steps.append(step)
     )
     assert again == scores
@@ -57,7 +57,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
 
 def test_the_files_say_what_the_sae_does(tmp_path: Path) -> None:
     held_out = [activations(300, 1)]
-    scores = run(source(), jobs(tmp_path), held_out, save_every=20)
+    scores = train_jobs(source(), jobs(tmp_path), held_out, save_every=20)
     for i, told in enumerate(scores):
         sae, info = load(tmp_path / str(i))
         assert evaluate(sae, held_out).scores() == told
@@ -70,11 +70,11 @@ def test_the_files_say_what_the_sae_does(tmp_path: Path) -> None:
 def test_folders_of_other_settings_are_refused(tmp_path: Path) -> None:
     held_out = [activations(300, 1)]
     quick = TrainConfig(hidden_dim=32, k=2, steps=2, batch_size=64)
-    run(source(), [Job(tmp_path, quick, {})], held_out)
+    train_jobs(source(), [Job(tmp_path, quick, {})], held_out)
     with pytest.raises(FluxscopeError, match="other settings"):
-        run(source(), [Job(tmp_path, TrainConfig(hidden_dim=32, k=3, steps=2), {})], held_out)
+        train_jobs(source(), [Job(tmp_path, TrainConfig(hidden_dim=32, k=3, steps=2), {})], held_out)
     with pytest.raises(FluxscopeError, match="held-out"):
-        run(source(), [Job(tmp_path, quick, {})], [])
+        train_jobs(source(), [Job(tmp_path, quick, {})], [])
 
 
 def test_folder_names_are_those_that_readers_look_for() -> None:

@@ -53,7 +53,7 @@ def folder_name(layer: int, timestep: int, config: TrainConfig, input_dim: int, 
     return f"sae_training_layer{layer}_t{timestep}_{kind}_x{config.hidden_dim / input_dim:g}_{stamp}"
 
 
-def run(
+def train_jobs(
     source: Source,
     jobs: Sequence[Job],
     held_out: Sequence[Tensor],
@@ -78,18 +78,18 @@ def run(
     """
     if not held_out:
         raise FluxscopeError("there are no held-out activations", "Leave some pictures out of training.")
-    places = [_Place(job, source, held_out, device) for job in jobs]
-    first = min((place.trainer.steps_done for place in places), default=0)
+    trainings = [_Training(job, source, held_out, device) for job in jobs]
+    first = min((training.trainer.steps_done for training in trainings), default=0)
     for step in range(first, max((job.config.steps for job in jobs), default=0)):
         batch = source.batch(step)
-        due = {place.job.folder.name: place.step(step, batch, save_every) for place in places}
+        due = {training.job.folder.name: training.step(step, batch, save_every) for training in trainings}
         logs = {name: log for name, log in due.items() if log}
         if on_step:
             on_step(step + 1, logs)
-    return [place.best for place in places]
+    return [training.best for training in trainings]
 
 
-class _Place:
+class _Training:
     """One job's trainer and its folder."""
 
     def __init__(
@@ -131,9 +131,9 @@ class _Place:
         known = (folder / "scores.json").is_file()
         if known and scores.explained_variance <= self.best.explained_variance:
             return
-        told = {"explained_variance": scores.explained_variance, "l0": scores.l0}
+        found = {"explained_variance": scores.explained_variance, "l0": scores.l0}
         tokens = self.trainer.steps_done * self.job.config.batch_size
-        entries = dict(self.job.entries) | told | {"trained_tokens": tokens}
+        entries = dict(self.job.entries) | found | {"trained_tokens": tokens}
         save(folder / "sae_best.pt", sae, entries)
         files.save_npy(folder / "frequency.npy", evaluation.frequency.numpy())
         files.write_json(folder / "scores.json", asdict(scores))
