@@ -120,8 +120,8 @@ class LinearSae(nn.Module, ABC):
         """Whether it can encode: false while an architecture lacks what only `calibrate` can set."""
         return True
 
-    def calibrate(self, batches: Sequence[Float[Tensor, "t d"]]) -> None:
-        """Set what is set on held-out activations, after training; most architectures have nothing."""
+    def calibrate(self, batches: Sequence[Tensor]) -> None:
+        """Set what held-out activations, (t, d) a batch, decide; most architectures have nothing to set."""
 
 
 @torch.no_grad()

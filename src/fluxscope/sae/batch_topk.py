@@ -63,8 +63,8 @@ class ThresholdedSae(LinearSae):
         return float(self.threshold) >= 0
 
     @torch.no_grad()
-    def calibrate(self, batches: Sequence[Float[Tensor, "t d"]]) -> None:
-        """Set the threshold so that the tokens have k active features on average.
+    def calibrate(self, batches: Sequence[Tensor]) -> None:
+        """Set the threshold so that the tokens, (t, d) a batch, have k active features on average.
 
         It lies midway between the last value kept and the first one left out.
         """
