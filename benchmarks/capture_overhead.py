@@ -14,10 +14,10 @@ import time
 
 import torch
 
-from fluxscope.models.capture import Capture, StepClock
-from fluxscope.models.flux import encode_prompts, load_denoiser
-from fluxscope.models.sample import PictureSpec, denoise
+from fluxscope.models.capture import Capture
+from fluxscope.models.model import open_model
 from fluxscope.models.sites import Site, parse_site
+from fluxscope.run.context import picture_spec
 from fluxscope.run.manifest import read_prompts
 from fluxscope.sae.base import encode_sparse
 from fluxscope.sae.codes import SparseCodes
@@ -34,12 +34,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[15, 5])
     arguments = parser.parse_args()
 
-    config, cpu = make_config(), torch.device("cpu")
+    config = make_config()
+    model = open_model(config.model_id, "cpu", "float32")
     prompts = read_prompts(config.prompts_path)[: arguments.batch]
-    embedded, _ = encode_prompts(config.model_id, prompts, config.max_sequence_length, cpu, torch.float32)
+    embedded = model.encode(prompts, config.max_sequence_length)
     rows, seeds = [embedded[prompt] for prompt in prompts], list(range(len(prompts)))
-    pipe = load_denoiser(config.model_id, cpu, torch.float32)
-    spec = PictureSpec(config.height, config.width, config.num_inference_steps, config.guidance_scale)
+    pipe, spec = model.pipe, picture_spec(config)
     sites = [parse_site(config.site_of(layer)) for layer in arguments.layers]
     saes = {site.name: load(config.sae_paths[site.layer])[0] for site in sites}
 
@@ -61,9 +61,7 @@ def main() -> None:
         def receive(site: Site, step: int, x: torch.Tensor) -> None:
             codes[site.name] = encode_sparse(saes[site.name], x, config.token_chunk_size)
 
-        clock = StepClock()
-        with Capture(pipe.transformer, clock, sites, [config.target_step_index], receive):
-            return denoise(pipe, rows, seeds, spec, clock)
+        return model.sample(rows, seeds, Capture(sites, [config.target_step_index], receive), spec=spec)
 
     assert torch.equal(bare(), captured()), "capturing must not change the pictures"
     times: dict[str, list[float]] = {"bare": [], "captured": []}

@@ -2,8 +2,8 @@
 
 Builds the transformer at its true width (3,072, 24 heads of 128) with as many double blocks as memory
 allows (16 of 19 at most, 8 when that does not fit), random bfloat16 weights, no text encoders, and denoises
-two steps on random embeddings through the same `denoise` and `Capture` as step 1, with a TopK SAE of 12,288
-features on block 5 and, where it is built, block 15. Prints memory and the shares of time.
+two steps on random embeddings through the same `Model.sample` and `Capture` as step 1, with a TopK SAE of
+12,288 features on block 5 and, where it is built, block 15. Prints memory and the shares of time.
 
     python benchmarks/flux_dev_shape.py [--blocks 16] [--size 256]
 """
@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-from fluxscope.models.capture import Capture, StepClock
-from fluxscope.models.flux import PromptEmbedding
-from fluxscope.models.sample import PictureSpec, denoise
+from fluxscope.models.capture import Capture
+from fluxscope.models.model import Model
+from fluxscope.models.prompts import Embedding
 from fluxscope.models.sites import Site, parse_site
+from fluxscope.models.spec import PictureSpec
 from fluxscope.sae import TopKSparseAutoencoder
 from fluxscope.sae.base import encode_sparse
 
@@ -84,10 +85,11 @@ def main() -> None:
     torch.manual_seed(0)
     blocks = blocks_that_fit(arguments.blocks, device)
     pipe = build(blocks, device)
+    model = Model.around(pipe)
     sites = [parse_site(f"double.{layer}.ff") for layer in (5, 15) if layer < blocks]
     saes = {site.name: TopKSparseAutoencoder(WIDTH, FEATURES, K).to(device).eval() for site in sites}
     spec = PictureSpec(arguments.size, arguments.size, STEPS, 3.5)
-    rows = [PromptEmbedding(torch.randn(512, 4096), torch.randn(768))]
+    rows = [Embedding(torch.randn(512, 4096), torch.randn(768))]
     encoding = 0.0
 
     def receive(site: Site, step: int, x: torch.Tensor) -> None:
@@ -97,16 +99,13 @@ def main() -> None:
         assert codes.n_tokens == (arguments.size // 16) ** 2
         encoding += time.perf_counter() - began
 
-    denoise(
-        pipe, rows, [0], PictureSpec(arguments.size, arguments.size, 1, 3.5)
-    )  # first touch of the weights
+    one_step = PictureSpec(arguments.size, arguments.size, 1, 3.5)
+    model.sample(rows, [0], spec=one_step)  # first touch of the weights
     began = time.perf_counter()
-    bare = denoise(pipe, rows, [0], spec)
+    bare = model.sample(rows, [0], spec=spec)
     bare_seconds = time.perf_counter() - began
-    clock = StepClock()
     began = time.perf_counter()
-    with Capture(pipe.transformer, clock, sites, [STEPS - 1], receive):
-        captured = denoise(pipe, rows, [0], spec, clock)
+    captured = model.sample(rows, [0], Capture(sites, [STEPS - 1], receive), spec=spec)
     seconds = time.perf_counter() - began
     assert torch.equal(bare, captured), "capturing must not change the pictures"
 

@@ -14,9 +14,8 @@ from collections.abc import Callable
 
 import torch
 
-from fluxscope.models.capture import StepClock
-from fluxscope.models.edits import Change, Edits
-from fluxscope.models.sample import decode, denoise
+from fluxscope.models.edits import Change, Edit
+from fluxscope.models.model import open_model
 from fluxscope.models.steering import Steerer
 from fluxscope.run.steering import load_steerer, scope_of
 from fluxscope.settings.config import make_config
@@ -28,23 +27,23 @@ ROUNDS = 3
 
 def main() -> None:
     config = make_config(steer_steps="8-12")
-    steerer, _ = load_steerer(config, config.active_layer, [PROMPT])
+    model = open_model(config.model_id, config.device, config.dtype)
+    steerer = load_steerer(config, model, config.active_layer, [PROMPT])
     rows = [[Change("add", s, 3)] for s in STRENGTHS]
     scope = scope_of(config, config.active_layer)
     calls: list[int] = []
-    steerer.pipe.transformer.register_forward_hook(lambda m, a, output: calls.append(len(output[0])))
+    model.transformer.register_forward_hook(lambda m, a, output: calls.append(len(output[0])))
 
     def plain() -> torch.Tensor:
         pictures = []
         for row in [(), *rows]:
-            clock = StepClock()
-            with Edits(steerer.pipe.transformer, clock, steerer.sae, [row], scope):
-                latents = denoise(steerer.pipe, [steerer.embeddings[PROMPT]], [1], steerer.spec, clock)
-            pictures.append(decode(steerer.pipe, latents, steerer.spec))
+            edit = Edit(steerer.sae, [row], scope)
+            latents = model.sample([steerer.prompts[PROMPT]], [1], edit, spec=steerer.spec)
+            pictures.append(model.decode(latents, steerer.spec))
         return torch.cat(pictures)
 
     def shared(exact: bool = False) -> torch.Tensor:
-        fresh = Steerer(steerer.pipe, steerer.sae, steerer.spec, steerer.embeddings, exact=exact)
+        fresh = Steerer(model, steerer.sae, steerer.spec, steerer.prompts, exact=exact)
         made = fresh.steer(PROMPT, 1, rows, scope)
         return torch.cat([made.baselines[:1], made.pictures])
 

@@ -25,10 +25,10 @@ from fluxscope.measures.compare import sparse_S
 from fluxscope.measures.selection import rank_images
 from fluxscope.measures.truth import concept_matrix, concept_scores, token_iou, token_masks
 from fluxscope.models.edits import box_to_tokens
-from fluxscope.models.sample import decode, denoise
 from fluxscope.models.steering import Steerer
 from fluxscope.progress import Reporter
 from fluxscope.run.codes import CodeStore
+from fluxscope.run.context import open_model_of
 from fluxscope.run.manifest import load_manifest
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.steering import load_steerer, strength_units
@@ -254,7 +254,7 @@ def right_pictures(config: Config, folder: Path) -> list[Picture]:
     kept in the folder."""
     rng = np.random.default_rng(11)
     scenes = {world.caption(s): s for s in (world.sample_scene(rng, n_objects=1) for _ in range(CANDIDATES))}
-    steerer, _ = load_steerer(config, config.active_layer, list(scenes))
+    steerer = load_steerer(config, open_model_of(config), config.active_layer, list(scenes))
     asked = [(prompt, 1000 + number) for number, prompt in enumerate(scenes)]
     right = []
     for first in range(0, len(asked), 16):
@@ -267,9 +267,9 @@ def right_pictures(config: Config, folder: Path) -> list[Picture]:
 
 
 def plain_pictures(steerer: Steerer, asked: Sequence[tuple[str, int]]) -> UInt8[np.ndarray, "b h w 3"]:
-    embeddings = [steerer.embeddings[prompt] for prompt, _ in asked]
-    latents = denoise(steerer.pipe, embeddings, [seed for _, seed in asked], steerer.spec)
-    return decode(steerer.pipe, latents, steerer.spec).numpy()
+    embeddings = [steerer.prompts[prompt] for prompt, _ in asked]
+    latents = steerer.model.sample(embeddings, [seed for _, seed in asked], spec=steerer.spec)
+    return steerer.model.decode(latents, steerer.spec).numpy()
 
 
 def picture_of(prompt: str, seed: int, scene: world.Scene, seen: oracle.Reading) -> Picture:

@@ -30,6 +30,7 @@ from fluxscope.models.edits import Change, Row, Scope, parse_steps
 from fluxscope.models.sites import parse_site
 from fluxscope.models.steering import Steerer
 from fluxscope.progress import Reporter
+from fluxscope.run.context import open_model_of
 from fluxscope.run.steering import load_steerer, random_direction
 from steering_material import Material, Picture, Wish, config_of, outcome, prepare
 from steering_report import STEERED, Records, best_cell, cells_of, of, write_page
@@ -112,7 +113,7 @@ class Study:
     def steerer(self) -> Steerer:
         config = config_of(self.out)
         prompts = [picture.prompt for picture in self.material.pictures]
-        steerer, _ = load_steerer(config, config.active_layer, prompts)
+        steerer = load_steerer(config, open_model_of(config), config.active_layer, prompts)
         steerer.max_rows = 32
         return steerer
 

@@ -13,6 +13,8 @@ import pytest
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from fluxscope.embedded import FLUX_SHAPES
+from fluxscope.models.model import Model, open_model
 from fluxscope.progress import Reporter
 from fluxscope.settings.config import Config, make_config
 from fluxscope.steps.pipeline import parse_steps, run_pipeline
@@ -22,6 +24,12 @@ SMALL = {"max_prompts": 12, "batch_size": 8}
 
 def run_steps(config: Config, steps: str, **options: bool) -> None:
     run_pipeline(config, Reporter(quiet=True), parse_steps(steps), **options)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """flux-shapes, opened once for all tests."""
+    return open_model(FLUX_SHAPES, "cpu", "float32", tmp_path_factory.mktemp("prompts"))
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from fluxscope.embedded import FLUX_SHAPES, WEIGHTS
 from fluxscope.files import write_json
-from fluxscope.models.flux import encode_prompts, load_denoiser
+from fluxscope.models.model import open_model
 from fluxscope.models.sites import parse_site
 from fluxscope.models.splice import SplicedScores, spliced_scores
 from fluxscope.progress import Reporter
@@ -70,7 +69,8 @@ def gather(work: Path, pictures: int) -> Stores:
         [SEED + i for i in range(pictures)],
     )
     folder = work / f"activations_{pictures}"
-    return harvest(wanted, folder, torch.device("cpu"), torch.float32, BATCH, Reporter())
+    model = open_model(FLUX_SHAPES, "cpu", "float32", folder / "prompt_embeddings")
+    return harvest(model, wanted, folder, BATCH, Reporter())
 
 
 def make(
@@ -99,12 +99,12 @@ def make(
 
 def spliced(layer: int, saes: list[LinearSae], pictures: int = 32) -> list[SplicedScores]:
     """How much of flux-shapes' behaviour each SAE leaves, on pictures of captions kept for testing."""
-    config, rng, device = Config(), np.random.default_rng(1), torch.device("cpu")
-    assert config.max_sequence_length is not None
+    config, rng = Config(), np.random.default_rng(1)
     prompts = [caption(sample_scene(rng, split="test")) for _ in range(pictures)]
-    embedded, _ = encode_prompts(FLUX_SHAPES, prompts, config.max_sequence_length, device, torch.float32)
+    model = open_model(FLUX_SHAPES, "cpu", "float32")
+    embedded = model.encode(prompts)
     return spliced_scores(
-        load_denoiser(FLUX_SHAPES, device, torch.float32),
+        model,
         [embedded[prompt] for prompt in prompts],
         list(range(pictures)),
         picture_spec(config),

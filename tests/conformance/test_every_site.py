@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from fluxscope.embedded import FLUX_SHAPES
-from fluxscope.models.flux import encode_prompts, load_denoiser
 from fluxscope.models.sites import SITES
 from fluxscope.run.codes import CodeStore, RawStore
 from fluxscope.run.manifest import load_manifest
@@ -38,15 +36,14 @@ def collected(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def plain(collected):
+def plain(collected, model):
     """What passes every kind of site, by plain hooks on the plain pipeline: {(kind, block): a tensor a step}.
 
     A block's outputs are read where they go: at the inputs of the next block, which name their streams.
     """
     records, _ = load_manifest(RunDir.of(collected).manifest, collected.out_dir)
     prompt = records[0]["prompt"]
-    embeddings, _ = encode_prompts(FLUX_SHAPES, [prompt], TOKENS["text"], torch.device("cpu"), torch.float32)
-    pipe = load_denoiser(FLUX_SHAPES, torch.device("cpu"), torch.float32)
+    embedding, pipe = model.encode([prompt])[prompt], model.pipe
     transformer, heard = pipe.transformer, {}
 
     def note(pattern, block, x):
@@ -58,8 +55,8 @@ def plain(collected):
             hook_inputs(hooks, transformer.transformer_blocks[block + 1], "double.L", block, note)
         hook_inputs(hooks, transformer.single_transformer_blocks[1], "single.L", 0, note)
         pipe(
-            prompt_embeds=embeddings[prompt].tokens.expand(2, -1, -1),
-            pooled_prompt_embeds=embeddings[prompt].pooled.expand(2, -1),
+            prompt_embeds=embedding.tokens.expand(2, -1, -1),
+            pooled_prompt_embeds=embedding.pooled.expand(2, -1),
             generator=[torch.Generator().manual_seed(row["seed"]) for row in records],
             height=128,
             width=128,

@@ -13,7 +13,7 @@ import torch
 from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.errors import CheckpointError, ConfigError, FluxscopeError, MissingInputError, RunDirError
 from fluxscope.files import load_npy, read_json
-from fluxscope.models.flux import encode_prompts, load_denoiser
+from fluxscope.models.model import open_model
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.manifest import load_manifest
 from fluxscope.run.rundir import RunDir
@@ -49,8 +49,8 @@ def test_s_is_the_maximum_of_the_dense_code_over_tokens(finished):
     config = finished
     prompts = [row["prompt"] for row in load_manifest(RunDir.of(config).manifest, config.out_dir)[0][:8]]
     seeds = [row["seed"] for row in load_manifest(RunDir.of(config).manifest, config.out_dir)[0][:8]]
-    embeddings, _ = encode_prompts(FLUX_SHAPES, prompts, 20, torch.device("cpu"), torch.float32)
-    pipe = load_denoiser(FLUX_SHAPES, torch.device("cpu"), torch.float32)
+    model = open_model(FLUX_SHAPES, "cpu", "float32")  # its hooks stay: not the model of other tests
+    embeddings, pipe = model.encode(prompts), model.pipe
     outputs = {5: [], 15: []}
     for layer, heard in outputs.items():
         pipe.transformer.transformer_blocks[layer].ff.register_forward_hook(

@@ -16,9 +16,10 @@ import torch
 from fluxscope import __version__
 from fluxscope.embedded import resolve
 from fluxscope.errors import FluxscopeError
-from fluxscope.models.flux import check_weights
+from fluxscope.models.families.family import check_weights
+from fluxscope.models.model import open_model
 from fluxscope.models.placement import pick_device, pick_dtype
-from fluxscope.models.spec import ModelSpec, read_spec
+from fluxscope.models.spec import ModelSpec
 from fluxscope.run.jobs import plan_jobs
 from fluxscope.sae.formats import SaeInfo, load
 from fluxscope.settings.config import Config
@@ -91,7 +92,7 @@ def find_machine(config: Config) -> list[Finding]:
 
 def find_model(config: Config) -> tuple[ModelSpec | None, Finding]:
     try:
-        spec = read_spec(config.model_id)
+        spec = open_model(config.model_id, config.device, config.dtype).spec
         if Path(resolve(config.model_id)).is_dir():
             check_weights(Path(resolve(config.model_id)))
     except FluxscopeError as error:

@@ -18,11 +18,9 @@ from torch import Tensor
 from fluxscope.draw.layer_plots import steps_profile
 from fluxscope.errors import MissingInputError
 from fluxscope.files import read_json, save_image, write_json
-from fluxscope.models.flux import encode_prompts, load_denoiser
-from fluxscope.models.listen import listen
-from fluxscope.models.placement import pick_device, pick_dtype
+from fluxscope.models.capture import listen
+from fluxscope.models.placement import pick_device
 from fluxscope.models.sites import parse_site
-from fluxscope.models.spec import read_spec
 from fluxscope.run.collection import load_sae_for
 from fluxscope.run.context import Context, picture_spec
 from fluxscope.run.manifest import load_manifest
@@ -74,22 +72,17 @@ def gather(
     context: Context, records: list[dict[str, Any]], features: Sequence[int], steps: Sequence[int]
 ) -> dict[int, StepRecord]:
     """Denoise the pictures and score the site's activations at each step."""
-    config, files = context.config, context.files
-    assert config.max_sequence_length is not None
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
-    sae, _ = load_sae_for(
-        config, files.layer, read_spec(config.model_id), pick_device(config.sae_device, fallback=str(device))
-    )
+    config, files, model = context.config, context.files, context.model
+    sae_device = pick_device(config.sae_device, fallback=str(model.device))
+    sae, _ = load_sae_for(config, files.layer, model.spec, sae_device)
     gathered = {step: StepRecord(Evaluation(sae.input_dim, sae.hidden_dim), []) for step in steps}
-    prompts = [record["prompt"] for record in records]
-    embeddings, _ = encode_prompts(config.model_id, prompts, config.max_sequence_length, device, dtype)
-    pipe = load_denoiser(config.model_id, device, dtype)
+    texts = [record["prompt"] for record in records]
+    prompts = model.encode(texts, config.max_sequence_length)
     spec = picture_spec(config)
     site, size = parse_site(config.site_of(files.layer)), config.batch_size or 1
-    rows, seeds = [embeddings[prompt] for prompt in prompts], [record["seed"] for record in records]
+    seeds = [record["seed"] for record in records]
     with context.report.progress("pictures", len(records), "images") as advance:
-        for first, heard in listen(pipe, rows, seeds, spec, [site], steps, size):
+        for first, heard in listen(model, prompts, texts, seeds, spec, [site], steps, size):
             for (_, step), x in heard.items():
                 note(gathered[step], sae, x, features, config.token_chunk_size)
             advance(len(seeds[first : first + size]))

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from fluxscope.models.capture import Capture
-from fluxscope.models.edits import Change, Edits, Row, Scope
-from fluxscope.models.sample import decode, denoise
+from fluxscope.models.edits import Change, Edit, Row, Scope
 from fluxscope.models.sites import Site
 from fluxscope.models.steering import Steerer
 from fluxscope.progress import Reporter
+from fluxscope.run.context import open_model_of
 from fluxscope.run.manifest import read_prompts
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.steering import load_steerer, random_direction, scope_of
@@ -32,7 +32,7 @@ def self_check(config: Config, prompt: str, seed: int, report: Reporter) -> bool
     files = RunDir.of(config)
     assert config.prompts_path is not None
     prompt = prompt or read_prompts(config.prompts_path)[0]
-    steerer, _ = load_steerer(config, files.layer, [prompt])
+    steerer = load_steerer(config, open_model_of(config), files.layer, [prompt])
     scope = scope_of(config, files.layer)
     norm, feature = survey(steerer, prompt, seed, scope)
     report.say(f"{config.model_id}, {scope.site.name}, steps {scope.steps[0]}-{scope.steps[-1]}")
@@ -44,7 +44,7 @@ def self_check(config: Config, prompt: str, seed: int, report: Reporter) -> bool
     same, fired = run(steerer, prompt, seed, nothing, scope)
     push = Change("add", PUSH * norm, direction=random_direction(steerer.sae.input_dim, seed))
     pushed, _ = run(steerer, prompt, seed, [push], scope)
-    pixels = [decode(steerer.pipe, latents, steerer.spec)[0].numpy() for latents in (plain, pushed)]
+    pixels = [steerer.model.decode(latents, steerer.spec)[0].numpy() for latents in (plain, pushed)]
     moved = float(np.abs(pixels[0].astype(float) - pixels[1].astype(float)).mean() / 255)
     largest = float((plain.float() - same.float()).abs().max())
     often = sorted(set(fired.values()))
@@ -74,19 +74,15 @@ def survey(steerer: Steerer, prompt: str, seed: int, scope: Scope) -> tuple[floa
         heard.append((float(x.float().norm(dim=-1).mean()), int(total.argmax())))
 
     first = scope.steps[0]
-    with Capture(steerer.pipe.transformer, steerer.clock, [scope.site], [first], receive):
-        denoise(
-            steerer.pipe, [steerer.embeddings[prompt]], [seed], steerer.spec, steerer.clock, stop_after=first
-        )
+    capture = Capture([scope.site], [first], receive)
+    steerer.model.sample([steerer.prompts[prompt]], [seed], capture, spec=steerer.spec, stop_after=first)
     return heard[0]
 
 
 def run(
     steerer: Steerer, prompt: str, seed: int, row: Row | None, scope: Scope
-) -> tuple[torch.Tensor, dict[int, int]]:
+) -> tuple[torch.Tensor, dict[tuple[str, int], int]]:
     """A picture's latents, and how often the hook fired in each step; without a row there is no hook."""
-    given = ([steerer.embeddings[prompt]], [seed], steerer.spec, steerer.clock)
-    if row is None:
-        return denoise(steerer.pipe, *given), {}
-    with Edits(steerer.pipe.transformer, steerer.clock, steerer.sae, [row], scope) as edits:
-        return denoise(steerer.pipe, *given), edits.fired
+    edits = [] if row is None else [Edit(steerer.sae, [row], scope)]
+    latents = steerer.model.sample([steerer.prompts[prompt]], [seed], *edits, spec=steerer.spec)
+    return latents, edits[0].fired if edits else {}

@@ -22,6 +22,7 @@ from fluxscope.models.sites import Site, parse_site
 from fluxscope.models.steering import Steered, Steerer
 from fluxscope.progress import Reporter
 from fluxscope.run.codes import CodeStore
+from fluxscope.run.context import open_model_of
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.steering import (
     heat_over,
@@ -98,8 +99,9 @@ def steer_once(config: Config, request: Request, report: Reporter) -> Path:
     units = units_of(config, files, request, report)
     steerer = loaded(config, request, report)
     heard: list[torch.Tensor] = []
-    with listening(config, files.layer, steerer, request.features, heard):
-        made = steerer.steer(request.prompt, request.seed, [request.changes(units)], scope)
+    capture = listening(config, files.layer, steerer, request.features, heard)
+    changes = [request.changes(units)]
+    made = steerer.steer(request.prompt, request.seed, changes, scope, also=[capture])
     how = [seed_of(request), when_and_where(config, scope)]
     how += where(request)
     if request.kind == "add":
@@ -124,8 +126,8 @@ def file_name(*words: str) -> str:
 def loaded(config: Config, request: Request, report: Reporter) -> Steerer:
     """The model with the request's prompt; says what it doesn't know of it."""
     layer = RunDir.of(config).layer
-    steerer, warnings = load_steerer(config, layer, [request.prompt], request.features)
-    for warning in warnings:
+    steerer = load_steerer(config, open_model_of(config), layer, [request.prompt], request.features)
+    for warning in steerer.prompts.warnings:
         report.say(f"warning: {warning}")
     return steerer
 
@@ -160,14 +162,14 @@ def units_in_words(units: dict[int, float]) -> str:
 def listening(
     config: Config, layer: int, steerer: Steerer, features: tuple[int, ...], heard: list[torch.Tensor]
 ) -> Capture:
-    """While it is open, the features' codes in the baseline at the target step are put into `heard`."""
+    """A hook that puts the features' codes in the baseline at the target step into `heard`."""
 
     def receive(site: Site, step: int, x: torch.Tensor) -> None:
         codes = encode_sparse(steerer.sae, x[:1].to(steerer.sae.pre_bias.device)).to("cpu")
         heard.append(torch.stack([codes.column(feature) for feature in features]).amax(0))
 
     site = parse_site(config.site_of(layer))
-    return Capture(steerer.pipe.transformer, steerer.clock, [site], [config.target_step_index], receive)
+    return Capture([site], [config.target_step_index], receive)
 
 
 def write_sheet(

@@ -16,6 +16,7 @@ from fluxscope.progress import Reporter
 from fluxscope.settings.config import Config
 
 if TYPE_CHECKING:
+    from fluxscope.models.model import Model
     from fluxscope.sae.normalisation import Whitening
     from fluxscope.training.train import Training
 
@@ -116,7 +117,8 @@ def train_saes(config: Config, options: TrainOptions, quiet: Quiet = False) -> N
 
     k = options.k or ("16" if config.model_id == FLUX_SHAPES else "64")
     captions = shapes_captions(config, options.pictures)
-    train(config, wanted_training(config, options, k), Reporter(quiet), captions)
+    model = opened(config, options)
+    train(config, model, wanted_training(model.spec.width, config, options, k), Reporter(quiet), captions)
 
 
 def sweep_saes(config: Config, options: SweepOptions, quiet: Quiet = False) -> None:
@@ -125,12 +127,20 @@ def sweep_saes(config: Config, options: SweepOptions, quiet: Quiet = False) -> N
 
     k = options.k or ("2,4,8,16,32" if config.model_id == FLUX_SHAPES else "16,32,64,128,256")
     captions = shapes_captions(config, options.pictures)
-    sweep(config, wanted_training(config, options, k), Reporter(quiet), captions)
+    model = opened(config, options)
+    sweep(config, model, wanted_training(model.spec.width, config, options, k), Reporter(quiet), captions)
 
 
-def wanted_training(config: Config, options: TrainOptions, k: str) -> Training:
-    """The options as a description of what to train."""
-    from fluxscope.models.spec import read_spec
+def opened(config: Config, options: TrainOptions) -> Model:
+    """The model, which keeps the training prompts' embeddings beside the activations."""
+    from fluxscope.models.model import open_model
+
+    prompts = options.activations_dir / "prompt_embeddings"
+    return open_model(config.model_id, config.device, config.dtype, prompts)
+
+
+def wanted_training(width: int, config: Config, options: TrainOptions, k: str) -> Training:
+    """The options as a description of what to train, for a model of this width."""
     from fluxscope.sae.train import TrainConfig
     from fluxscope.training.train import Training
 
@@ -139,7 +149,7 @@ def wanted_training(config: Config, options: TrainOptions, k: str) -> Training:
         expansion = 6 if config.model_id == FLUX_SHAPES else 8
     base = TrainConfig(
         options.architecture,
-        expansion * read_spec(config.model_id).width,
+        expansion * width,
         steps=options.training_steps,
         lr=options.lr,
         whitening=cast("Whitening", options.whitening),  # TrainConfig refuses what is none

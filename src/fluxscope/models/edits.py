@@ -16,14 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
-from fluxscope.errors import ConfigError, FluxscopeError
-from fluxscope.models.capture import StepClock
+from fluxscope.errors import ConfigError
+from fluxscope.models.hooks import Hook
 from fluxscope.models.sites import Site
 from fluxscope.sae import LinearSae, SparseCodes, encode_sparse
 
@@ -141,56 +141,29 @@ def box_to_tokens(
     return mask.flatten()  # rows x columns -> t
 
 
-class Edits:
-    """Hooks that change the rows of a batch while it is denoised.
-
-        with Edits(transformer, clock, sae, rows, scope):
-            ...  # denoise len(rows) pictures with `clock` ticking
+@final
+class Edit(Hook):
+    """Changes the rows of a batch: `model.sample(prompts, seeds, Edit(sae, rows, scope))`.
 
     Args:
-        rows: the changes of each row of the batch.
         sae: whose features they are, on any device.
+        rows: the changes of each row of the batch.
 
     Raises:
-        ConfigError: a feature or site that there is not.
-        FluxscopeError: on leaving, when the hook did not fire at a planned step.
+        ConfigError: a feature that there is not.
     """
 
-    def __init__(
-        self, transformer: nn.Module, clock: StepClock, sae: LinearSae, rows: Sequence[Row], scope: Scope
-    ) -> None:
-        self._clock = clock
+    def __init__(self, sae: LinearSae, rows: Sequence[Row], scope: Scope) -> None:
+        super().__init__([scope.site], scope.steps)
         self._sae = sae
         self._scope = scope
         self._columns = columns_of(sae, rows)
         self._n_rows = len(rows)
-        self._module = scope.site.module(transformer)
-        self._handle: Any = None
-        self.fired: dict[int, int] = dict.fromkeys(scope.steps, 0)
 
-    def __enter__(self) -> Edits:
-        self._handle = self._module.register_forward_hook(self._hook)
-        return self
-
-    def _hook(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        step = self._clock.step
-        if step not in self.fired:
-            return None
-        self.fired[step] += 1
-        x = self._scope.site.get(output)
+    def act(self, site: Site, step: int, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"] | None:
         assert len(x) == self._n_rows, f"{len(x)} rows pass, {self._n_rows} are to be changed"
         delta = delta_of(self._sae, x, self._columns, self._scope, self._scope.factor(step))
-        return self._scope.site.put(output, x if delta is None else (x.float() + delta).to(x.dtype))
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._handle.remove()
-        missed = [step for step, times in self.fired.items() if not times]
-        if missed and kind is None:
-            raise FluxscopeError(
-                f"steering at {self._scope.site.name} did not act in step {missed[0]} "
-                f"({len(missed)} of {len(self.fired)} planned steps)",
-                "Turn off compilation and block caches of the model: they bypass hooks.",
-            )
+        return None if delta is None else (x.float() + delta).to(x.dtype)
 
 
 @dataclass(frozen=True)

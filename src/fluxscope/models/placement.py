@@ -1,12 +1,14 @@
-"""Where a model runs and in which precision."""
+"""Where a model runs and in which precision, and what happens when memory runs out."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from fluxscope.errors import ConfigError
+from fluxscope.errors import ConfigError, FluxscopeError
 
 
 def pick_device(wanted: str, fallback: str = "") -> torch.device:
@@ -38,6 +40,32 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 def free_memory(device: torch.device) -> None:
     """Give memory of dropped models back to the device."""
-    gc.collect()
+    gc.collect()  # a pipeline that was called holds itself in a cycle
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "out of memory")
+"""How libraries below torch say that memory ran out, in plain RuntimeErrors."""
+
+
+@contextmanager
+def clear_memory_errors(doing: str) -> Iterator[None]:
+    """Turn running out of memory into an error that says while doing what, and what helps.
+
+    Raises:
+        FluxscopeError: memory ran out in the block.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not exhausted and not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        raise FluxscopeError(
+            f"CUDA out of memory while {doing}"
+            if torch.cuda.is_available()
+            else f"out of memory while {doing}",
+            "Lower batch_size, height and width, reps_per_prompt or the number of prompts; "
+            "fluxscope doctor tells what a run needs. Finished work is kept.",
+        ) from error

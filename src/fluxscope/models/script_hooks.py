@@ -1,16 +1,18 @@
 """Plain forward hooks for scripts that own their denoising loop: `register_forward_hook(hook.hook_fn)`.
 
 Such a hook is told nothing but that its module was called. It learns the denoising step from the timestep
-on its way into the transformer: a new value is a new step, the same one again is a second forward of that
-step (true classifier-free guidance). Where no timestep passes, as when a module is called alone, it counts
-calls. Call `reset()` between pictures. Every row of a batch is steered, and edits are made by difference,
-so that a scale of 1 changes nothing. Within fluxscope itself `models.edits` is used: its steps are told.
+that the transformer around it was given: a new value is a new step, the same one again is a second forward
+of that step (true classifier-free guidance). Where there is no transformer around the module, as when it is
+called alone, it counts calls. Call `reset()` between pictures. Every row of a batch is steered, and edits
+are made by difference, so that a scale of 1 changes nothing. Within fluxscope itself `models.edits` is used:
+its steps are told.
 """
 
 from __future__ import annotations
 
-import weakref
+import sys
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import torch
@@ -23,54 +25,39 @@ from fluxscope.models.sites import parse_site
 from fluxscope.sae import LinearSae
 
 
-class _TimestepWatch:
-    """Notes the timestep of every transformer's forward, as long as somebody counts steps by it."""
-
-    def __init__(self) -> None:
-        self.forwards = 0
-        self.timestep = 0.0
-        self._counters: weakref.WeakSet[_StepCounter] = weakref.WeakSet()
-        self._handle: Any = None
-
-    def add(self, counter: _StepCounter) -> None:
-        self._counters.add(counter)
-        if self._handle is None:
-            self._handle = nn.modules.module.register_module_forward_pre_hook(self._look)
-
-    def _look(self, module: nn.Module, args: Any) -> None:
-        if not self._counters:
-            self._handle.remove()
-            self._handle = None
-        elif args and type(module).__name__.startswith("CombinedTimestep"):  # the embedding of the timestep
-            self.forwards += 1
-            self.timestep = float(args[0].reshape(-1)[0])
-
-
-_watch = _TimestepWatch()
-
-
 class _StepCounter:
     """The denoising step of the current call, for a hook that learns of calls alone."""
 
     def __init__(self) -> None:
-        _watch.add(self)
         self.reset()
 
     def reset(self) -> None:
         self.step = -1
-        self._seen = self._from = _watch.forwards
         self._timestep: float | None = None
 
     def tick(self) -> int:
         """The step that this call belongs to, counted from 0."""
-        if _watch.forwards == self._from:  # no timestep has passed
+        timestep = _current_timestep()
+        if timestep is None or timestep != self._timestep:
             self.step += 1
-        elif _watch.forwards != self._seen:
-            self._seen = _watch.forwards
-            if _watch.timestep != self._timestep:
-                self.step += 1
-            self._timestep = _watch.timestep
+        self._timestep = timestep
         return self.step
+
+
+def _current_timestep() -> float | None:
+    """The timestep that the transformer around the current call was given; None where there is none.
+
+    A plain hook is told of its own module alone, but the transformer's forward is on the stack above it.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and hasattr(owner, "transformer_blocks"):
+            timestep = frame.f_locals.get("timestep")
+            if isinstance(timestep, Tensor):
+                return float(timestep.reshape(-1)[0])
+        frame = frame.f_back
+    return None
 
 
 class StepActivationCatcher:

@@ -10,19 +10,24 @@
     single.L.context      text tokens leaving single block L
 
 A module's output is a tensor or a tuple, and the tuples of attention and blocks run in opposite orders
-(FLUX in diffusers): each kind of site therefore says where in the output its tensor lies.
+(FLUX in diffusers): each kind of site therefore says where in the output its tensor lies. A block that
+gives one tensor where others give two (the single blocks of FLUX.2 and of older diffusers) has both streams
+in it, the text first. A new kind of site is one line in SITES.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fluxscope.errors import ConfigError
+
+Stream = Literal["image", "text"]
 
 
 @dataclass(frozen=True)
@@ -31,17 +36,17 @@ class SiteKind:
 
     Attributes:
         pattern: the site's name with L for the block's number.
-        blocks: the transformer's list of blocks.
+        blocks: the transformer's list of blocks; empty for the transformer itself.
         submodule: path from the block to the module that is listened at; empty for the block itself.
-        item: index in the module's output tuple; None where the output is the tensor itself.
-        stream: "image" or "text": which tokens these are.
+        item: index in the module's output tuple; None where the output is one tensor of one stream.
+        stream: which tokens these are.
     """
 
     pattern: str
     blocks: str
     submodule: str
     item: int | None
-    stream: str
+    stream: Stream
 
 
 SITES = (
@@ -70,22 +75,43 @@ class Site:
         Raises:
             ConfigError: the model has no such block.
         """
+        if not self.kind.blocks:
+            return transformer
         blocks = getattr(transformer, self.kind.blocks)
-        sizes = len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)  # type: ignore[arg-type]
         if self.layer >= len(blocks):
-            raise ConfigError(f"the model has no site {self.name}", f"It has {sites_in_words(*sizes)}.")
-        block = blocks[self.layer]
-        return block.get_submodule(self.kind.submodule) if self.kind.submodule else block
+            raise no_such_site(
+                self.name,
+                len(cast(nn.ModuleList, transformer.transformer_blocks)),
+                len(cast(nn.ModuleList, transformer.single_transformer_blocks)),
+            )
+        block: nn.Module = blocks[self.layer]
+        return block.get_submodule(self.kind.submodule)
 
-    def get(self, output: Any) -> Float[Tensor, "b t d"]:
-        """This site's tensor in the module's output."""
-        return output if self.kind.item is None else output[self.kind.item]
+    def get(self, output: Any, text_tokens: int) -> Float[Tensor, "b t d"]:
+        """This site's tensor in the module's output.
 
-    def put(self, output: Any, tensor: Float[Tensor, "b t d"]) -> Any:
-        """The module's output with this site's tensor replaced."""
+        Args:
+            text_tokens: how many text tokens a joint sequence begins with.
+        """
         if self.kind.item is None:
+            return output
+        if isinstance(output, tuple):
+            return output[self.kind.item]
+        return output[:, text_tokens:] if self.kind.stream == "image" else output[:, :text_tokens]
+
+    def put(self, output: Any, tensor: Float[Tensor, "b t d"], text_tokens: int) -> Any:
+        """The module's output with this site's tensor replaced."""
+        item = self.kind.item
+        if item is None:
             return tensor
-        return (*output[: self.kind.item], tensor, *output[self.kind.item + 1 :])
+        if isinstance(output, tuple):
+            return (*output[:item], tensor, *output[item + 1 :])
+        text, image = output[:, :text_tokens], output[:, text_tokens:]
+        return torch.cat([text, tensor] if self.kind.stream == "image" else [tensor, image], dim=1)
+
+
+VELOCITY = Site("velocity", SiteKind("velocity", "", "", 0, "image"), 0)
+"""What the whole transformer gives in a step: the direction in which the latents move."""
 
 
 def parse_site(name: str) -> Site:
@@ -94,7 +120,7 @@ def parse_site(name: str) -> Site:
     Raises:
         ConfigError: there is no such kind of site.
     """
-    match = re.fullmatch(r"(double|single)\.(\d+)(\.\w+)?", name)
+    match = re.fullmatch(r"(double|single)\.([0-9]{1,4})(\.\w+)?", name)
     if match:
         pattern = f"{match[1]}.L{match[3] or ''}"
         for kind in SITES:
@@ -104,10 +130,11 @@ def parse_site(name: str) -> Site:
     raise ConfigError(f"unknown site: {name}", f"Sites are, L being the block's number: {known}.")
 
 
-def sites_in_words(n_double: int, n_single: int) -> str:
-    """The sites of a model with so many blocks."""
-    names = [kind.pattern for kind in SITES if kind.blocks == "transformer_blocks"]
-    words = f"{', '.join(names)} for L from 0 to {n_double - 1}"
+def no_such_site(name: str, n_double: int, n_single: int) -> ConfigError:
+    """The error for a block that a model with so many blocks does not have, naming its sites."""
+    doubles = [kind.pattern for kind in SITES if kind.blocks == "transformer_blocks"]
+    singles = [kind.pattern for kind in SITES if kind.blocks == "single_transformer_blocks"]
+    words = f"{', '.join(doubles)} for L from 0 to {n_double - 1}"
     if n_single:
-        words += f"; single.L and single.L.context for L from 0 to {n_single - 1}"
-    return words
+        words += f"; {' and '.join(singles)} for L from 0 to {n_single - 1}"
+    return ConfigError(f"the model has no site {name}", f"It has {words}.")

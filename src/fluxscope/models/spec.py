@@ -1,13 +1,16 @@
-"""What a model is, read from its configuration alone: sizes, blocks, parameters."""
+"""What a model is and how a picture is made, in plain numbers: no weights are needed to know them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from fluxscope.embedded import resolve
-from fluxscope.errors import ConfigError, FluxscopeError
-from fluxscope.models.sites import Site, sites_in_words
+from jaxtyping import Float
+from torch import Tensor
+
+from fluxscope.models.sites import Site, no_such_site
+
+PATCH = 16
+"""Pixels along a side of an image token: the autoencoder's factor 8, then patches of 2 x 2 latents."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +20,11 @@ class ModelSpec:
     Attributes:
         width: d, width of the residual stream.
         n_double, n_single: numbers of double-stream and single-stream blocks.
-        text_width, pooled_width: widths of T5's and CLIP's output.
+        text_width: width of a text token's embedding.
+        pooled_width: width of the prompt's pooled embedding; 0 where the family has none.
         latent_channels: channels of a packed image token.
         guidance_embedded: whether guidance is distilled into the model.
+        parameters: of the transformer, counted from its shape; small biases and norms are left out.
     """
 
     width: int
@@ -29,58 +34,48 @@ class ModelSpec:
     pooled_width: int
     latent_channels: int
     guidance_embedded: bool
+    parameters: int
 
     def check_site(self, site: Site) -> None:
         """Raise ConfigError when the model has no such site."""
         blocks = self.n_double if site.kind.blocks == "transformer_blocks" else self.n_single
         if site.layer >= blocks:
-            raise ConfigError(
-                f"the model has no site {site.name}",
-                f"It has {sites_in_words(self.n_double, self.n_single)}.",
-            )
+            raise no_such_site(site.name, self.n_double, self.n_single)
+
+
+@dataclass(frozen=True)
+class PictureSpec:
+    """How a picture is made, but for its prompt and seed.
+
+    Attributes:
+        height, width: pixels.
+        steps: denoising steps.
+        guidance: strength of the guidance.
+    """
+
+    height: int
+    width: int
+    steps: int
+    guidance: float
 
     @property
-    def parameters(self) -> int:
-        """Parameters of the transformer, counted from its shape; small biases and norms left out.
-
-        A double block has two streams with attention (4 d^2), feed-forward (8 d^2) and modulation
-        (6 d^2) each; a single block has 3 + 4 + 5 d^2 and a modulation of 3 d^2.
-        """
-        d = self.width
-        outside = (self.latent_channels * 2 + self.text_width + self.pooled_width + 5 * d + 512) * d
-        return self.n_double * 36 * d * d + self.n_single * 15 * d * d + outside
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of image tokens."""
+        return self.height // PATCH, self.width // PATCH
 
 
-def read_spec(model_id: str) -> ModelSpec:
-    """Read a model's shape without its weights.
+@dataclass(frozen=True)
+class ResumePoint:
+    """Pictures on their way: packed latents, as they are before a denoising step is taken.
 
-    Raises:
-        FluxscopeError: there is no such model, or it is no FLUX.1.
+    Attributes:
+        latents: one row a picture.
+        step: the next step, counted from 0.
     """
-    config = _transformer_config(model_id)
-    try:
-        return ModelSpec(
-            width=config["num_attention_heads"] * config["attention_head_dim"],
-            n_double=config["num_layers"],
-            n_single=config["num_single_layers"],
-            text_width=config["joint_attention_dim"],
-            pooled_width=config["pooled_projection_dim"],
-            latent_channels=config["in_channels"],
-            guidance_embedded=config["guidance_embeds"],
-        )
-    except KeyError as error:
-        raise FluxscopeError(
-            f"{model_id} is no FLUX.1 model (its transformer has no {error})", "Check model_id."
-        ) from None
 
+    latents: Float[Tensor, "b t c"]
+    step: int
 
-def _transformer_config(model_id: str) -> dict[str, Any]:
-    from diffusers import FluxTransformer2DModel
-
-    try:
-        return dict(FluxTransformer2DModel.load_config(resolve(model_id), subfolder="transformer"))
-    except (OSError, ValueError) as error:
-        raise FluxscopeError(
-            f"the model {model_id} was not found ({str(error).strip().splitlines()[0]})",
-            "Give flux-shapes, a folder, or a Hub name that `hf auth login` gives access to.",
-        ) from None
+    def repeat(self, rows: int) -> ResumePoint:
+        """One picture's latents for every row of a batch."""
+        return ResumePoint(self.latents.expand(rows, -1, -1).contiguous(), self.step)

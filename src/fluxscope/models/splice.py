@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import final
 
 import torch
-from diffusers import FluxPipeline
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from fluxscope.models.capture import StepClock
-from fluxscope.models.flux import PromptEmbedding
-from fluxscope.models.sample import Partway, PictureSpec, can_resume, denoise
-from fluxscope.models.sites import Site
+from fluxscope.models.hooks import Hook
+from fluxscope.models.model import Model
+from fluxscope.models.prompts import Embedding
+from fluxscope.models.sites import VELOCITY, Site
+from fluxscope.models.spec import PictureSpec, ResumePoint
 from fluxscope.sae import LinearSae, TopKSparseAutoencoder
 
 Replacement = Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b t d"]]
@@ -60,43 +60,30 @@ class SplicedScores:
     n_images: int
 
 
-class Splice:
-    """A hook that replaces what passes a site at one step, and keeps the model's output of that step."""
+@final
+class Splice(Hook):
+    """Replaces what passes a site at one step, and keeps the model's output of that step.
 
-    def __init__(
-        self, transformer: nn.Module, clock: StepClock, site: Site, step: int, replace: Replacement | None
-    ) -> None:
-        self._transformer, self._module = transformer, site.module(transformer)
-        self._clock, self._site, self._step, self._replace = clock, site, step, replace
-        self._handles: list[Any] = []
+    Attributes:
+        velocity: (b, t, c), what the transformer gave in that step, in float32.
+    """
+
+    def __init__(self, site: Site, step: int, replace: Replacement) -> None:
+        super().__init__([site, VELOCITY], [step])
+        self._replace = replace
         self.velocity: Tensor | None = None
 
-    def __enter__(self) -> Splice:
-        self._handles = [
-            self._module.register_forward_hook(self._swap),
-            self._transformer.register_forward_hook(self._note),
-        ]
-        return self
-
-    def _swap(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        if self._clock.step != self._step or self._replace is None:
+    def act(self, site: Site, step: int, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"] | None:
+        if site is VELOCITY:
+            self.velocity = x.float()
             return None
-        x = self._site.get(output)
-        return self._site.put(output, self._replace(x).to(x))
-
-    def _note(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if self._clock.step == self._step:
-            self.velocity = output[0].float()
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        return self._replace(x).to(x)
 
 
 @torch.no_grad()
 def spliced_scores(
-    pipe: FluxPipeline,
-    embeddings: Sequence[PromptEmbedding],
+    model: Model,
+    embeddings: Sequence[Embedding],
     seeds: Sequence[int],
     spec: PictureSpec,
     site: Site,
@@ -115,7 +102,7 @@ def spliced_scores(
     Returns:
         One a SAE.
     """
-    true = Undisturbed(pipe, embeddings, seeds, spec, site, step, batch_size)
+    true = Undisturbed(model, embeddings, seeds, spec, site, step, batch_size)
     zero = true.errors(torch.zeros_like)
     mean = true.errors(lambda x: true.mean.to(x).expand_as(x))
     return [_scores(true, sae, zero, mean) for sae in saes]
@@ -158,15 +145,15 @@ class Undisturbed:
 
     def __init__(
         self,
-        pipe: FluxPipeline,
-        embeddings: Sequence[PromptEmbedding],
+        model: Model,
+        embeddings: Sequence[Embedding],
         seeds: Sequence[int],
         spec: PictureSpec,
         site: Site,
         step: int,
         batch_size: int,
     ) -> None:
-        self._where = pipe, spec, site, step
+        self._where = model, spec, site, step
         self.n_images = len(seeds)
         self._batches = []
         passed: list[Tensor] = []
@@ -178,17 +165,17 @@ class Undisturbed:
         for first in range(0, len(seeds), batch_size):
             rows = embeddings[first : first + batch_size], seeds[first : first + batch_size]
             start = None
-            if step and can_resume(pipe):
-                start = Partway(denoise(pipe, *rows, spec, stop_after=step - 1), step)
-            self._batches.append((rows, start, run_once(pipe, *rows, spec, site, step, note, start)))
+            if step and model.can_resume:
+                start = ResumePoint(model.sample(*rows, spec=spec, stop_after=step - 1), step)
+            self._batches.append((rows, start, run_once(model, *rows, spec, site, step, note, start)))
         self.mean = torch.stack(passed).sum(0).float()
 
     def errors(self, replace: Replacement) -> Errors:
         """What a replacement does."""
-        pipe, spec, site, step = self._where
+        model, spec, site, step = self._where
         size, error = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
         for rows, start, true in self._batches:
-            made = run_once(pipe, *rows, spec, site, step, replace, start)
+            made = run_once(model, *rows, spec, site, step, replace, start)
             for place, (a, b) in enumerate(zip(made, true, strict=True)):
                 error[place] += float((a - b).square().sum())
                 size[place] += float(b.square().sum())
@@ -196,19 +183,18 @@ class Undisturbed:
 
 
 def run_once(
-    pipe: FluxPipeline,
-    embeddings: Sequence[PromptEmbedding],
+    model: Model,
+    embeddings: Sequence[Embedding],
     seeds: Sequence[int],
     spec: PictureSpec,
     site: Site,
     step: int,
-    replace: Replacement | None,
-    start: Partway | None = None,
+    replace: Replacement,
+    start: ResumePoint | None = None,
 ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b t c"]]:
     """The velocity of the step and the final latents of one batch."""
-    clock = StepClock()
-    with Splice(pipe.transformer, clock, site, step, replace) as splice:
-        latents = denoise(pipe, embeddings, seeds, spec, clock, start=start).float()
+    splice = Splice(site, step, replace)
+    latents = model.sample(embeddings, seeds, splice, spec=spec, start=start).float()
     assert splice.velocity is not None
     return splice.velocity, latents
 

@@ -8,18 +8,17 @@ with equal inputs are equal bit for bit, so what differs from the baseline was d
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
-from diffusers import FluxPipeline
 from jaxtyping import UInt8
 from torch import Tensor
 
-from fluxscope.models.capture import StepClock
-from fluxscope.models.edits import Edits, Row, Scope
-from fluxscope.models.flux import PromptEmbedding
-from fluxscope.models.sample import Partway, PictureSpec, can_resume, decode, denoise
+from fluxscope.models.edits import Edit, Row, Scope
+from fluxscope.models.hooks import Hook
+from fluxscope.models.model import Model
+from fluxscope.models.prompts import Prompts
+from fluxscope.models.spec import PictureSpec, ResumePoint
 from fluxscope.sae import LinearSae
 
 
@@ -37,34 +36,35 @@ class Steered:
 
 @dataclass
 class Steerer:
-    """A loaded model and an SAE, making changed pictures.
+    """A model and an SAE, making changed pictures.
 
     Args:
-        embeddings: of every prompt that will be asked for.
+        prompts: the embeddings of every prompt that will be asked for.
         max_rows: rows of a batch at most, the baseline's included.
         exact: make every picture in a run of its own, so that it has the bits of a plain run.
-        clock: ticks with every step taken here, for whoever listens meanwhile.
     """
 
-    pipe: FluxPipeline
+    model: Model
     sae: LinearSae
     spec: PictureSpec
-    embeddings: dict[str, PromptEmbedding]
+    prompts: Prompts
     max_rows: int = 16
     exact: bool = False
-    clock: StepClock = field(default_factory=StepClock)
-    _begun: dict[tuple[str, int, int], Partway] = field(default_factory=dict)
+    _begun: dict[tuple[str, int, int], ResumePoint] = field(default_factory=dict)
 
-    def steer(self, prompt: str, seed: int, rows: Sequence[Row], *scopes: Scope) -> Steered:
+    def steer(
+        self, prompt: str, seed: int, rows: Sequence[Row], *scopes: Scope, also: Sequence[Hook] = ()
+    ) -> Steered:
         """Make one picture for each row of changes.
 
         Args:
             rows: the changes of each picture, one row at least.
             scopes: where and when they act; with several, the same changes act in each.
+            also: what else listens, before the changes act.
         """
         pictures, baselines = [], []
         for batch in self._batches(rows):
-            made = self._run(prompt, seed, batch, scopes)
+            made = self._run(prompt, seed, batch, scopes, also)
             pictures.append(made[1:])
             baselines.append(made[:1].expand(len(made) - 1, -1, -1, -1))
         return Steered(torch.cat(pictures), torch.cat(baselines))
@@ -76,32 +76,28 @@ class Steerer:
             yield [(), *rows[part * len(rows) // n : (part + 1) * len(rows) // n]]
 
     def _run(
-        self, prompt: str, seed: int, rows: Sequence[Row], scopes: Sequence[Scope]
+        self, prompt: str, seed: int, rows: Sequence[Row], scopes: Sequence[Scope], also: Sequence[Hook]
     ) -> UInt8[Tensor, "b h w 3"]:
         if self.exact and len(rows) > 1:
-            return torch.cat([self._run(prompt, seed, [row], scopes) for row in rows])
-        start = self.begun(prompt, seed, min(scope.steps[0] for scope in scopes))
-        with ExitStack() as stack:
-            for scope in scopes:
-                stack.enter_context(Edits(self.pipe.transformer, self.clock, self.sae, rows, scope))
-            latents = denoise(
-                self.pipe,
-                [self.embeddings[prompt]] * len(rows),
-                [seed] * len(rows),
-                self.spec,
-                self.clock,
-                start=start.repeat(len(rows)) if start else None,
-            )
-        return decode(self.pipe, latents, self.spec)
+            return torch.cat([self._run(prompt, seed, [row], scopes, also) for row in rows])
+        first = min([scope.steps[0] for scope in scopes] + [min(hook.steps) for hook in also])
+        start = self.begun(prompt, seed, first)
+        latents = self.model.sample(
+            [self.prompts[prompt]] * len(rows),
+            [seed] * len(rows),
+            *also,
+            *(Edit(self.sae, rows, scope) for scope in scopes),
+            spec=self.spec,
+            start=start.repeat(len(rows)) if start else None,
+        )
+        return self.model.decode(latents, self.spec)
 
-    def begun(self, prompt: str, seed: int, step: int) -> Partway | None:
+    def begun(self, prompt: str, seed: int, step: int) -> ResumePoint | None:
         """The picture before a step is taken, denoised once and kept; None for the noise itself."""
-        if step == 0 or not can_resume(self.pipe):
+        if step == 0 or not self.model.can_resume:
             return None
         key = (prompt, seed, step)
         if key not in self._begun:
-            latents = denoise(
-                self.pipe, [self.embeddings[prompt]], [seed], self.spec, self.clock, stop_after=step - 1
-            )
-            self._begun[key] = Partway(latents, step)
+            latents = self.model.sample([self.prompts[prompt]], [seed], spec=self.spec, stop_after=step - 1)
+            self._begun[key] = ResumePoint(latents, step)
         return self._begun[key]

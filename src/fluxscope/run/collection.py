@@ -21,7 +21,7 @@ from fluxscope import __version__
 from fluxscope.errors import ConfigError, RunDirError
 from fluxscope.files import atomic_write, read_json, read_jsonl, write_json
 from fluxscope.models.sites import parse_site
-from fluxscope.models.spec import ModelSpec, read_spec
+from fluxscope.models.spec import ModelSpec
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.jobs import Job
 from fluxscope.run.rundir import RunDir
@@ -81,10 +81,13 @@ class Collection:
         return min(tap.done for tap in self.taps)
 
 
-def open_collection(config: Config, jobs: list[Job], device: torch.device, force: bool = False) -> Collection:
+def open_collection(
+    config: Config, spec: ModelSpec, jobs: list[Job], device: torch.device, force: bool = False
+) -> Collection:
     """Check everything, load the SAEs and open their stores, each cut back to its last commit.
 
     Args:
+        spec: the model's shape.
         force: clear the folder first, but not before everything has been found right.
 
     Raises:
@@ -92,14 +95,12 @@ def open_collection(config: Config, jobs: list[Job], device: torch.device, force
         ConfigError: the model lacks a site.
         RunDirError: the folder belongs to other settings.
     """
-    config.sae_path(config.active_layer)  # raises where it has none, before the model is looked for
     sites = [config.site_of(layer) for layer in config.layers]
     if len(set(sites)) < len(sites):
         raise ConfigError(
             f"both layers' SAEs would listen at {sites[0]}",
             "Write {layer} where the block's number stands in --site-pattern, or give --no-compare-layers.",
         )
-    spec = read_spec(config.model_id)
     saes = {layer: load_sae_for(config, layer, spec, device) for layer in config.layers}
     others = load_further(config, spec, device, taken={config.site_of(layer) for layer in saes})
     hashes = {layer: info.sha256() for layer, (_, info) in saes.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fluxscope.progress import Reporter
@@ -10,7 +10,8 @@ from fluxscope.run.rundir import RunDir
 from fluxscope.settings.config import Config
 
 if TYPE_CHECKING:
-    from fluxscope.models.sample import PictureSpec
+    from fluxscope.models.model import Model
+    from fluxscope.models.spec import PictureSpec
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,27 @@ class Context:
     files: RunDir
     report: Reporter
     force: bool = False
+    _opened: list[Model] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def model(self) -> Model:
+        """The model of the settings: opened when it is first asked for, and shared by all contexts that
+        `replace` makes of this one."""
+        if not self._opened:
+            self._opened.append(open_model_of(self.config))
+        return self._opened[0]
 
 
 def picture_spec(config: Config) -> PictureSpec:
     """How every picture of the settings is made."""
-    from fluxscope.models.sample import PictureSpec
+    from fluxscope.models.spec import PictureSpec
 
     assert config.height is not None and config.width is not None
     return PictureSpec(config.height, config.width, config.num_inference_steps, config.guidance_scale)
+
+
+def open_model_of(config: Config) -> Model:
+    """Open the model of the settings; prompts' embeddings are kept in the output folder."""
+    from fluxscope.models.model import open_model
+
+    return open_model(config.model_id, config.device, config.dtype, RunDir.of(config).prompt_embeddings)

@@ -102,6 +102,11 @@ class RunDir:
 
     # --- step 1 ---
     @property
+    def prompt_embeddings(self) -> Path:
+        """What the text encoders made of each prompt; it may be deleted at any time."""
+        return self.root / "prompt_embeddings"
+
+    @property
     def s_matrix(self) -> Path:
         return self.home / "S_matrix.npy"
 

@@ -15,10 +15,9 @@ from fluxscope.files import read_json
 from fluxscope.measures.clip import load_clip, open_picture
 from fluxscope.measures.distance import Distance, clip_distance, find_alex_distance
 from fluxscope.models.edits import Change, Scope, check_feature, parse_steps, schedule
-from fluxscope.models.flux import encode_prompts, load_denoiser
-from fluxscope.models.placement import pick_device, pick_dtype
+from fluxscope.models.model import Model
+from fluxscope.models.placement import pick_device
 from fluxscope.models.sites import parse_site
-from fluxscope.models.spec import read_spec
 from fluxscope.models.steering import Steerer
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.collection import load_sae_for
@@ -34,25 +33,20 @@ STRANGERS = 24
 
 
 def load_steerer(
-    config: Config, layer: int, prompts: Sequence[str], features: Sequence[int] = ()
-) -> tuple[Steerer, list[str]]:
-    """The model, the layer's SAE and the prompts' embeddings; and warnings for the user.
+    config: Config, model: Model, layer: int, prompts: Sequence[str], features: Sequence[int] = ()
+) -> Steerer:
+    """The layer's SAE beside the model, which is told of the prompts.
 
     Raises:
-        ConfigError: the SAE lacks one of the features; found before the model is loaded.
+        ConfigError: the SAE lacks one of the features; found before the model's weights are loaded.
     """
-    assert config.max_sequence_length
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
-    sae_device = pick_device(config.sae_device, fallback=str(device))
-    sae, _ = load_sae_for(config, layer, read_spec(config.model_id), sae_device)
+    sae_device = pick_device(config.sae_device, fallback=str(model.device))
+    sae, _ = load_sae_for(config, layer, model.spec, sae_device)
     for feature in features:
         check_feature(sae, feature)
-    embeddings, warnings = encode_prompts(config.model_id, prompts, config.max_sequence_length, device, dtype)
-    pipe = load_denoiser(config.model_id, device, dtype)
+    embeddings = model.encode(prompts, config.max_sequence_length)
     spec = picture_spec(config)
-    steerer = Steerer(pipe, sae, spec, embeddings, max(config.batch_size or 1, 2), config.exact)
-    return steerer, warnings
+    return Steerer(model, sae, spec, embeddings, max(config.batch_size or 1, 2), config.exact)
 
 
 def scope_of(config: Config, layer: int, kind: str = "add", region: torch.Tensor | None = None) -> Scope:
@@ -132,9 +126,9 @@ class Bench:
                 )
         store = CodeStore(files.codes, config.site_of(files.layer), config.target_step_index)
         prompts = [manifest[image_id]["prompt"] for image_id in image_ids]
-        steerer, _ = load_steerer(config, files.layer, prompts)
         for scope in scopes:
-            scope.site.module(steerer.pipe.transformer)  # raises for a site that the model lacks
+            context.model.spec.check_site(scope.site)
+        steerer = load_steerer(config, context.model, files.layer, prompts)
         units = strength_units(config, store, features)
         return cls(context, steerer, distance, manifest, store, units)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from fluxscope.errors import ConfigError
 from fluxscope.fields import Declared, brief, declared
+from fluxscope.models.families import default_settings
 from fluxscope.settings.features import Analysis, Drawing, Selection
-from fluxscope.settings.model_defaults import model_defaults
 from fluxscope.settings.pictures import Capture, Sampling
 from fluxscope.settings.places import ModelChoice, Places
 from fluxscope.settings.saes import Saes
@@ -31,7 +31,7 @@ class Config(Demos, Steering, Drawing, Selection, Analysis, Capture, Sampling, S
 
     def __post_init__(self) -> None:
         refuse_strays(type(self))
-        for name, value in model_defaults(self.model_id).items():
+        for name, value in default_settings(self.model_id).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         super().__post_init__()

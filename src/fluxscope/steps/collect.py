@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from fluxscope.files import append_jsonl, save_image
-from fluxscope.models.capture import Capture, StepClock
-from fluxscope.models.flux import PromptEmbedding, encode_prompts, load_denoiser
-from fluxscope.models.placement import pick_device, pick_dtype
-from fluxscope.models.sample import decode, denoise
+from fluxscope.models.capture import Capture
+from fluxscope.models.placement import pick_device
+from fluxscope.models.prompts import Embedding
 from fluxscope.models.sites import Site
 from fluxscope.run.collection import (
     Collection,
@@ -39,8 +36,9 @@ Heard = dict[str, dict[int, Kept]]
 def run(context: Context) -> str:
     config = context.config
     jobs = plan_jobs(config)
-    device = pick_device(config.sae_device, fallback=str(pick_device(config.device)))
-    collection = open_collection(config, jobs, device, context.force)
+    config.sae_path(config.active_layer)  # raises where it has none, before the model is looked for
+    device = pick_device(config.sae_device, fallback=str(context.model.device))
+    collection = open_collection(config, context.model.spec, jobs, device, context.force)
     spent = 0.0
     if collection.done < len(jobs):
         if collection.done:
@@ -58,19 +56,14 @@ def run(context: Context) -> str:
 def generate(context: Context, jobs: list[Job], collection: Collection) -> float:
     """Make the missing pictures and commit them batch by batch; returns the seconds it took."""
     config, report, done = context.config, context.report, collection.done
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
-    prompts = [job.prompt for job in jobs]
-    assert config.max_sequence_length is not None
-    embeddings, warnings = encode_prompts(config.model_id, prompts, config.max_sequence_length, device, dtype)
-    for warning in warnings:
+    prompts = context.model.encode([job.prompt for job in jobs], config.max_sequence_length)
+    for warning in prompts.warnings:
         report.say(f"     warning: {warning}")
-    maker = PictureMaker(context, collection.taps, device, dtype)
     began = time.monotonic()
     with report.progress("     pictures", len(jobs), "images", done) as advance:
         for batch in batches(jobs, done, config.batch_size or 1):
             started = time.monotonic()
-            pictures, heard = maker.make(batch, [embeddings[job.prompt] for job in batch])
+            pictures, heard = make(context, collection.taps, batch, [prompts[job.prompt] for job in batch])
             commit(context, batch, collection, pictures, heard, time.monotonic() - started)
             advance(len(batch))
     return time.monotonic() - began
@@ -81,34 +74,20 @@ def batches(jobs: list[Job], done: int, size: int) -> Iterator[list[Job]]:
         yield jobs[first : first + size]
 
 
-@dataclass
-class PictureMaker:
-    """The loaded model, making one batch at a time with what every tap keeps of it."""
+def make(
+    context: Context, taps: list[Tap], batch: list[Job], embeddings: list[Embedding]
+) -> tuple[Tensor, Heard]:
+    """One batch: pictures (b, h, w, 3), and what the taps keep of it."""
+    config, model, spec = context.config, context.model, picture_spec(context.config)
+    by_site = {tap.site.name: tap for tap in taps}
+    heard: Heard = {name: {} for name in by_site}
 
-    context: Context
-    taps: list[Tap]
-    device: torch.device
-    dtype: torch.dtype
+    def receive(site: Site, step: int, x: Tensor) -> None:
+        heard[site.name][step] = by_site[site.name].keep(x, config.token_chunk_size)
 
-    def __post_init__(self) -> None:
-        config = self.context.config
-        self.pipe = load_denoiser(config.model_id, self.device, self.dtype)
-        self.spec = picture_spec(config)
-
-    def make(self, batch: list[Job], embeddings: list[PromptEmbedding]) -> tuple[Tensor, Heard]:
-        """Pictures (b, h, w, 3), and what the taps keep."""
-        config = self.context.config
-        taps = {tap.site.name: tap for tap in self.taps}
-        heard: Heard = {name: {} for name in taps}
-
-        def receive(site: Site, step: int, x: Tensor) -> None:
-            heard[site.name][step] = taps[site.name].keep(x, config.token_chunk_size)
-
-        clock = StepClock()
-        sites = [tap.site for tap in self.taps]
-        with Capture(self.pipe.transformer, clock, sites, config.captured_step_indices, receive):
-            latents = denoise(self.pipe, embeddings, [job.seed for job in batch], self.spec, clock)
-        return decode(self.pipe, latents, self.spec), heard
+    capture = Capture([tap.site for tap in taps], config.captured_step_indices, receive)
+    latents = model.sample(embeddings, [job.seed for job in batch], capture, spec=spec)
+    return model.decode(latents, spec), heard
 
 
 def commit(

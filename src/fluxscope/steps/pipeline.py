@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from fluxscope.errors import ConfigError, FluxscopeError, MissingInputError
 from fluxscope.progress import Reporter
@@ -60,11 +61,12 @@ def _run_in_order(
 ) -> None:
     began = time.monotonic()
     failures: list[FluxscopeError] = []
+    run = Context(config, RunDir.of(config), report, force)  # one for all steps: they share its model
     for position, step in enumerate(steps):
         files = RunDir.of(config)
         if step.shared:
             files = RunDir.of(config, files.first_layer)
-        context = Context(config, files, report, force)
+        context = replace(run, files=files)
         try:
             run_step(step, context, STEPS)
         except FluxscopeError as error:

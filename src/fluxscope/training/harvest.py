@@ -6,17 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from fluxscope.models.flux import encode_prompts, load_denoiser
-from fluxscope.models.listen import listen
-from fluxscope.models.sample import PictureSpec
+from fluxscope.models.capture import listen
+from fluxscope.models.model import Model
 from fluxscope.models.sites import Site
-from fluxscope.models.spec import read_spec
+from fluxscope.models.spec import PATCH, PictureSpec
 from fluxscope.progress import Reporter
 from fluxscope.sae.shards import ActivationStore, planned_bytes, require_space
 
-PATCH = 16
 Stores = dict[tuple[str, int], ActivationStore]
 """By site name and step, counted from 0."""
 
@@ -53,10 +49,9 @@ def planned_size(wanted: Wanted, width: int, dtype: str = "bfloat16") -> int:
 
 
 def harvest(
+    model: Model,
     wanted: Wanted,
     folder: Path,
-    device: torch.device,
-    dtype: torch.dtype,
     batch_size: int,
     report: Reporter,
     stored_as: str = "bfloat16",
@@ -67,7 +62,7 @@ def harvest(
         ConfigError: the model lacks a site.
         FluxscopeError: the disk cannot hold it, or the folder holds a harvest of other settings.
     """
-    width = read_spec(wanted.model_id).width
+    width = model.spec.width
     stores = open_stores(wanted, folder, width, batch_size, stored_as)
     done = min(store.n_images for store in stores.values())
     missing = len(wanted.seeds) - done
@@ -76,20 +71,17 @@ def harvest(
     size = planned_size(wanted, width, stored_as)
     report.say(f"activations take {size / 2**20:.0f} MiB in {folder}")
     require_space(folder, size * missing // len(wanted.seeds))
-    embeddings, warnings = encode_prompts(
-        wanted.model_id, wanted.prompts, wanted.max_sequence_length, device, dtype
-    )
-    for warning in warnings:
+    prompts = model.encode(wanted.prompts, wanted.max_sequence_length)
+    for warning in prompts.warnings:
         report.say(f"warning: {warning}")
-    rows = [embeddings[prompt] for prompt in wanted.prompts[done:]]
-    pipe = load_denoiser(wanted.model_id, device, dtype)
-    heard = listen(pipe, rows, wanted.seeds[done:], wanted.spec, wanted.sites, wanted.steps, batch_size)
+    texts, seeds = wanted.prompts[done:], wanted.seeds[done:]
+    heard = listen(model, prompts, texts, seeds, wanted.spec, wanted.sites, wanted.steps, batch_size)
     with report.progress("training pictures", len(wanted.seeds), "images", done) as advance:
         for first, activations in heard:
             for place, store in stores.items():
                 x = activations[place]
                 store.append(x[max(store.n_images - done - first, 0) :])
-            advance(len(rows[first : first + batch_size]))
+            advance(len(texts[first : first + batch_size]))
     for store in stores.values():
         store.finish()
     return stores

@@ -13,6 +13,7 @@ from typing import Any
 from fluxscope import files
 from fluxscope.draw.training_plots import Frontier, sparsity_frontier
 from fluxscope.errors import ConfigError
+from fluxscope.models.model import Model
 from fluxscope.progress import Reporter
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import Config
@@ -20,7 +21,7 @@ from fluxscope.training.train import Trained, Training, train
 
 
 def sweep(
-    config: Config, training: Training, report: Reporter, prompts: Sequence[str] | None = None
+    config: Config, model: Model, training: Training, report: Reporter, prompts: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
     """Train and score the SAEs, then write sweep.json and sparsity_frontier.png into their folder.
 
@@ -38,7 +39,7 @@ def sweep(
             "a sweep needs two sparsities or more",
             "Give --k 4,8,16 (the TopK family), --l1 0.1,0.2,0.4 (relu) or --l0 0.002,0.004 (jumprelu).",
         )
-    trained = train(config, training, report, prompts)
+    trained = train(config, model, training, report, prompts)
     points = [point(each) for each in trained]
     target = training.saes / "sweep.json"
     files.write_json(target, {"model_id": config.model_id, "pictures": training.pictures, "points": points})

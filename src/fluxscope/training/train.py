@@ -17,10 +17,9 @@ from torch import Tensor
 from fluxscope import files
 from fluxscope.draw.training_plots import feature_density, training_curves
 from fluxscope.errors import ConfigError
-from fluxscope.models.flux import encode_prompts, load_denoiser
-from fluxscope.models.placement import pick_device, pick_dtype
+from fluxscope.models.model import Model
+from fluxscope.models.placement import pick_device
 from fluxscope.models.sites import Site, parse_site
-from fluxscope.models.spec import read_spec
 from fluxscope.models.splice import SplicedScores, random_twin, spliced_scores
 from fluxscope.progress import Reporter
 from fluxscope.run.context import picture_spec
@@ -114,7 +113,7 @@ class Trained:
 
 
 def train(
-    config: Config, training: Training, report: Reporter, prompts: Sequence[str] | None = None
+    config: Config, model: Model, training: Training, report: Reporter, prompts: Sequence[str] | None = None
 ) -> list[Trained]:
     """Harvest activations and train the SAEs.
 
@@ -135,26 +134,25 @@ def train(
     check_wandb(training.wandb)
     sites = [parse_site(config.site_of(layer)) for layer in training.layers]
     wanted = wanted_activations(config, training, sites, prompts)
-    width = read_spec(config.model_id).width
     saes = [
-        job_of(config, training, site, step, each, width).folder
+        job_of(config, training, site, step, each, model.spec.width).folder
         for site in sites
         for step in config.captured_step_indices
         for each in training.configs()
     ]
     with lock_folders([training.activations, *saes], report):
-        return _train_sites(config, training, wanted, report)
+        return _train_sites(config, model, training, wanted, report)
 
 
-def _train_sites(config: Config, training: Training, wanted: Wanted, report: Reporter) -> list[Trained]:
+def _train_sites(
+    config: Config, model: Model, training: Training, wanted: Wanted, report: Reporter
+) -> list[Trained]:
     """Harvest, then train the SAEs of one site and step after the other."""
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
-    stores = harvest(wanted, training.activations, device, dtype, config.batch_size or 1, report)
+    stores = harvest(model, wanted, training.activations, config.batch_size or 1, report)
     finished = []
     for site in wanted.sites:
         for step in config.captured_step_indices:
-            trained = train_site(config, training, wanted, site, step, stores[site.name, step], report)
+            trained = train_site(config, model, training, wanted, site, step, stores[site.name, step], report)
             name = f"scores_{site.name}_t{step + 1}_{training.stamp}.json"
             files.write_json(training.saes / name, [each.record() for each in trained])
             finished += trained
@@ -180,6 +178,7 @@ def wanted_activations(
 
 def train_site(
     config: Config,
+    model: Model,
     training: Training,
     wanted: Wanted,
     site: Site,
@@ -192,7 +191,7 @@ def train_site(
     source = ByImage(store.read, range(first), base.batch_size, base.seed, whitening=base.whitening)
     held_out = held_out_batches(store, base.batch_size)
     jobs = [job_of(config, training, site, step, each, store.width) for each in training.configs()]
-    device = pick_device(config.sae_device, fallback=str(pick_device(config.device)))
+    device = pick_device(config.sae_device, fallback=str(model.device))
     with (
         wandb_run(training.wandb, f"{site.name}_t{step + 1}_{training.stamp}", jobs) as send,
         report.progress(f"SAEs of {site.name}", base.steps, "steps") as advance,
@@ -207,7 +206,7 @@ def train_site(
         bad = f"{source.bad_rows} of {source.rows_seen} activations"
         report.say(f"warning: {bad} read in training hold NaN or infinity and were left out")
     saes = [load(job.folder / "sae_best.pt")[0] for job in jobs]
-    spliced = splice(config, training, wanted, site, step, saes)
+    spliced = splice(config, model, training, wanted, site, step, saes)
     trained = [
         Trained(site, step, job, score, random_explained_variance(sae, score, held_out), recovered)
         for job, sae, score, recovered in zip(jobs, saes, scores, spliced, strict=True)
@@ -234,7 +233,13 @@ def draw(trained: Trained) -> None:
 
 
 def splice(
-    config: Config, training: Training, wanted: Wanted, site: Site, step: int, saes: Sequence[LinearSae]
+    config: Config,
+    model: Model,
+    training: Training,
+    wanted: Wanted,
+    site: Site,
+    step: int,
+    saes: Sequence[LinearSae],
 ) -> list[SplicedScores | None]:
     """How much of the model's behaviour each SAE leaves, on held-out pictures."""
     first = first_held_out(len(wanted.seeds))
@@ -242,18 +247,16 @@ def splice(
     prompts = wanted.prompts[rows]
     if not prompts:
         return [None] * len(saes)
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
-    embedded, _ = encode_prompts(config.model_id, prompts, wanted.max_sequence_length, device, dtype)
+    embedded = model.encode(prompts, wanted.max_sequence_length)
     return list(
         spliced_scores(
-            load_denoiser(config.model_id, device, dtype),
+            model,
             [embedded[prompt] for prompt in prompts],
             wanted.seeds[rows],
             wanted.spec,
             site,
             step,
-            [sae.to(device) for sae in saes],
+            [sae.to(model.device) for sae in saes],
             config.batch_size or 1,
         )
     )

@@ -8,14 +8,8 @@ import pytest
 import torch
 
 from fluxscope.errors import CheckpointError, ConfigError, FluxscopeError
-from fluxscope.models.flux import encode_prompts, load_denoiser
+from fluxscope.models.model import Model, open_model
 from fluxscope.shapes import FLUX_SHAPES
-
-CPU = torch.device("cpu")
-
-
-def _encode(prompts: list[str], length: int = 20) -> tuple[dict, list[str]]:
-    return encode_prompts(str(FLUX_SHAPES), prompts, length, CPU, torch.float32)
 
 
 @pytest.fixture
@@ -23,35 +17,35 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FLUX_SHAPES, tmp_path / "model"))
 
 
-def test_equal_prompts_are_encoded_once_and_known_words_raise_no_warning() -> None:
-    embeddings, warnings = _encode(["a red circle", "a blue star", "a red circle"])
+def test_equal_prompts_are_encoded_once_and_known_words_raise_no_warning(model: Model) -> None:
+    embeddings = model.encode(["a red circle", "a blue star", "a red circle"])
     assert list(embeddings) == ["a red circle", "a blue star"]
     assert embeddings["a red circle"].tokens.shape == (20, 96)
-    assert warnings == []
+    assert embeddings.warnings == ()
 
 
 @pytest.mark.parametrize("prompt", ["", "word " * 500, "🙂", "a zebra, in a forest!"])
-def test_strange_prompts_are_encoded_to_finite_numbers(prompt: str) -> None:
-    embeddings, _ = _encode([prompt])
-    assert torch.isfinite(embeddings[prompt].tokens).all()
-    assert torch.isfinite(embeddings[prompt].pooled).all()
+def test_strange_prompts_are_encoded_to_finite_numbers(model: Model, prompt: str) -> None:
+    embedding = model.encode([prompt])[prompt]
+    assert torch.isfinite(embedding.tokens).all()
+    assert embedding.pooled is not None and torch.isfinite(embedding.pooled).all()
 
 
-def test_one_warning_lists_unknown_words_and_the_words_that_are_known() -> None:
-    _, warnings = _encode(["a zebra left of a red circle", "a Zebra, or a unicorn"])
+def test_one_warning_lists_unknown_words_and_the_words_that_are_known(model: Model) -> None:
+    warnings = model.encode(["a zebra left of a red circle", "a Zebra, or a unicorn"]).warnings
     assert len(warnings) == 1
     assert "zebra, or, unicorn" in warnings[0]
     assert "triangle" in warnings[0].split("It knows:")[1]
 
 
-def test_long_prompts_are_counted_in_a_warning() -> None:
-    _, warnings = _encode(["red " * 500, "a red circle"])
-    assert warnings == ["1 prompts were cut after 20 text tokens"]
+def test_long_prompts_are_counted_in_a_warning(model: Model) -> None:
+    warnings = model.encode(["red " * 500, "a red circle"]).warnings
+    assert warnings == ("1 prompts were cut after 20 text tokens",)
 
 
-def test_more_tokens_than_the_model_reads_are_refused() -> None:
+def test_more_tokens_than_the_model_reads_are_refused(model: Model) -> None:
     with pytest.raises(ConfigError, match="at most 20 text tokens"):
-        _encode(["a red circle"], length=21)
+        model.encode(["a red circle"], length=21)
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2"])
@@ -60,7 +54,7 @@ def test_a_truncated_weights_file_is_named(copy: Path, part: str) -> None:
     with file.open("r+b") as handle:
         handle.truncate(file.stat().st_size // 2)
     with pytest.raises(CheckpointError, match=file.name) as caught:
-        load_denoiser(str(copy), CPU, torch.float32)
+        _ = open_model(str(copy), "cpu", "float32").pipe
     assert part in str(caught.value)
 
 
@@ -75,7 +69,7 @@ def test_a_damaged_folder_gives_one_line_and_no_traceback_of_others(copy: Path, 
             config = copy / "transformer" / "config.json"
             config.write_text(config.read_text()[:40])
     with pytest.raises(FluxscopeError) as caught:
-        load_denoiser(str(copy), CPU, torch.float32)
+        _ = open_model(str(copy), "cpu", "float32").pipe
     assert len(str(caught.value).splitlines()) == 1
     assert caught.value.hint
 
@@ -85,4 +79,4 @@ def test_a_transformer_of_another_width_is_refused(copy: Path) -> None:
     fields = json.loads(config.read_text())
     config.write_text(json.dumps({**fields, "attention_head_dim": 32, "axes_dims_rope": [4, 14, 14]}))
     with pytest.raises(FluxscopeError, match="cannot be loaded"):
-        load_denoiser(str(copy), CPU, torch.float32)
+        _ = open_model(str(copy), "cpu", "float32").pipe
