@@ -113,7 +113,7 @@ def test_step_10_keeps_the_best_demos_with_all_their_pictures(made):
             (best["pos_lpips"] + best["neg_lpips"]) / 2 * (0.5 + 0.5 * best["consistency"])
         )
         for strength in (0, 5, -5, 20, -20):
-            assert files.demo(record["feature_id"], best["image_id"], strength).is_file()
+            assert files.demo(record["feature_id"], best["image_id"], float(strength)).is_file()
     ids = read_json(files.best_demo_ids)
     assert set(ids) == {str(record["feature_id"]) for record in found["features"]}
 
@@ -127,7 +127,7 @@ def test_step_11_assembles_the_kept_pictures_with_the_baseline_in_the_middle(mad
         assert grid["grid_path"] == f"steering_grids/grid_f{grid['feature_id']}_d0.png"
         assert open_picture(files.root / grid["grid_path"]).width > 800
         strip = np.asarray(open_picture(files.root / grid["strip_path"]))
-        middle = np.asarray(open_picture(files.demo(grid["feature_id"], grid["image_id"], 0)))
+        middle = np.asarray(open_picture(files.demo(grid["feature_id"], grid["image_id"], 0.0)))
         assert (strip[:, 2 * 136 : 2 * 136 + 128] == middle).all()
 
 

@@ -46,10 +46,10 @@ def checkpoints(folder):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, model):
     folder = tmp_path_factory.mktemp("trained")
     config = make_config(**QUICK)
-    train(config, training(folder), Reporter(quiet=True), shapes_captions(config, 40))
+    train(config, model, training(folder), Reporter(quiet=True), shapes_captions(config, 40))
     return folder
 
 
@@ -110,11 +110,11 @@ def test_every_file_is_as_the_page_says(trained, swept, row):
 
 
 @pytest.fixture(scope="module")
-def swept(trained, tmp_path_factory):
+def swept(trained, tmp_path_factory, model):
     """A sweep over the activations that the other training left."""
     folder = tmp_path_factory.mktemp("swept")
     again = training(folder, activations=trained / "activations", ks=(2, 16), spliced_pictures=2)
-    sweep(make_config(**QUICK), again, Reporter(quiet=True), shapes_captions(make_config(**QUICK), 40))
+    sweep(make_config(**QUICK), model, again, Reporter(quiet=True), shapes_captions(make_config(**QUICK), 40))
     return folder
 
 
@@ -134,26 +134,26 @@ def test_a_sweep_tells_what_each_sparsity_costs(swept):
 )
 def test_a_sweep_of_penalties_has_a_control_of_the_same_l0(
     trained, tmp_path, architecture, setting, given, values
-):
+, model):
     base = TrainConfig(architecture, hidden_dim=256, steps=200)
     shared = {"activations": trained / "activations", "base": base, "spliced_pictures": 0}
     wanted = training(tmp_path, **shared, **{given: values})
-    weak, strong = sweep(make_config(**QUICK), wanted, Reporter(quiet=True))
+    weak, strong = sweep(make_config(**QUICK), model, wanted, Reporter(quiet=True))
     assert (weak["setting"], weak["value"], weak["spliced"]) == (setting, values[0], None)
     assert strong["l0"] < 0.8 * weak["l0"]
     folder = tmp_path / f"sae_training_layer15_t2_{architecture}{values[1]:g}_x2_1"
     assert (folder / "sae_best.pt").is_file()
     with pytest.raises(ConfigError, match="two sparsities"):
-        sweep(make_config(**QUICK), training(tmp_path, ks=(4,)), Reporter(quiet=True))
+        sweep(make_config(**QUICK), model, training(tmp_path, ks=(4,)), Reporter(quiet=True))
 
 
-def test_bad_activations_are_left_out_and_reported(trained, tmp_path, capsys):
+def test_bad_activations_are_left_out_and_reported(trained, tmp_path, capsys, model):
     shutil.copytree(trained / "activations", tmp_path / "activations")
     (shard,) = tmp_path.glob("activations/*/*/shard_*.npy")
     bits = load_npy(shard).copy()
     bits[0, 0, 0] = bits[39, 5, 7] = 0x7FC0  # NaN in bfloat16: one in training, one held out
     save_npy(shard, bits)
-    train(make_config(**QUICK), training(tmp_path, ks=(4,), spliced_pictures=0), Reporter())
+    train(make_config(**QUICK), model, training(tmp_path, ks=(4,), spliced_pictures=0), Reporter())
     told = capsys.readouterr().out
     found = re.search(r"(\d+) of (\d+) activations", told)
     assert found and (found[1], found[2]) == ("1", str(36 * 64))
@@ -161,13 +161,13 @@ def test_bad_activations_are_left_out_and_reported(trained, tmp_path, capsys):
     bits[:5, :, 0] = 0x7FC0
     save_npy(shard, bits)
     with pytest.raises(FluxscopeError, match=r"hold NaN or infinity"):
-        train(make_config(**QUICK), training(tmp_path, stamp="2", spliced_pictures=0), Reporter(quiet=True))
+        train(make_config(**QUICK), model, training(tmp_path, stamp="2", spliced_pictures=0), Reporter(quiet=True))
 
 
-def test_wandb_without_the_package_is_one_clear_error_before_any_work(tmp_path, monkeypatch):
+def test_wandb_without_the_package_is_one_clear_error_before_any_work(tmp_path, monkeypatch, model):
     monkeypatch.setattr("fluxscope.training.wandb_log.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="wandb package") as caught:
-        train(make_config(**QUICK), training(tmp_path, wandb="project"), Reporter(quiet=True))
+        train(make_config(**QUICK), model, training(tmp_path, wandb="project"), Reporter(quiet=True))
     assert "fluxscope[wandb]" in caught.value.hint
     assert not list(tmp_path.iterdir())
     check_wandb(None)
@@ -192,21 +192,21 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(trained, tmp_path):
             torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
 
 
-def test_a_disk_that_cannot_hold_the_activations_is_refused_beforehand(tmp_path, monkeypatch):
+def test_a_disk_that_cannot_hold_the_activations_is_refused_beforehand(tmp_path, monkeypatch, model):
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     with pytest.raises(FluxscopeError, match="the activations take"):
-        train(make_config(**QUICK), training(tmp_path), Reporter(quiet=True))
+        train(make_config(**QUICK), model, training(tmp_path), Reporter(quiet=True))
     assert not list(tmp_path.rglob("shard_*"))
 
 
-def test_bad_options_are_clear_errors(tmp_path):
+def test_bad_options_are_clear_errors(tmp_path, model):
     with pytest.raises(ConfigError, match="too few"):
-        train(make_config(**QUICK), training(tmp_path, pictures=3), Reporter(quiet=True))
+        train(make_config(**QUICK), model, training(tmp_path, pictures=3), Reporter(quiet=True))
     with pytest.raises(ConfigError, match="--k cannot be"):
         numbers("--k", "16,x")
     with pytest.raises(FluxscopeError, match="k = 257 active features of 256"):
-        train(make_config(**QUICK), training(tmp_path, ks=(4, 257)), Reporter(quiet=True))
+        train(make_config(**QUICK), model, training(tmp_path, ks=(4, 257)), Reporter(quiet=True))
     assert not list(tmp_path.iterdir())
     assert numbers("--k", "16,32,16") == (16, 32)
     with pytest.raises(ConfigError, match="--l1 cannot be"):

@@ -31,8 +31,9 @@ class Config(Demos, Steering, Drawing, Selection, Analysis, Capture, Sampling, S
 
     def __post_init__(self) -> None:
         refuse_strays(type(self))
-        for name, value in default_settings(self.model_id).items():
-            if getattr(self, name) is None:
+        # Before the settings are checked: a model that is none gets any defaults, and is refused below.
+        for name, value in default_settings(str(self.model_id)).items():
+            if getattr(self, name) is None and settings_table()[name].optional:
                 object.__setattr__(self, name, value)
         super().__post_init__()
         self.check_steps(self.num_inference_steps)

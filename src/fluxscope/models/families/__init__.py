@@ -44,8 +44,7 @@ def default_settings(model_id: str) -> dict[str, Any]:
 
     A model of the Hub that is not here yet is taken for the family whose name its own begins with.
     """
-    index = Path(resolve(model_id)) / "model_index.json"
-    pipeline = _class_in(index) if index.is_file() else None
+    pipeline = _class_in(Path(resolve(model_id)) / "model_index.json")
     name = model_id.lower().rpartition("/")[2]
     for family in FAMILIES:
         if pipeline in family.pipelines or (pipeline is None and name.startswith(family.name.lower())):
