@@ -37,12 +37,33 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        note_written(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise explain_os_error(error, path) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+_WATCHERS: list[set[Path]] = []
+
+
+@contextmanager
+def written_files() -> Iterator[set[Path]]:
+    """The files that are written while the block lasts, but for those of a block inside it."""
+    written: set[Path] = set()
+    _WATCHERS.append(written)
+    try:
+        yield written
+    finally:
+        _WATCHERS[:] = [each for each in _WATCHERS if each is not written]
+
+
+def note_written(path: Path | str) -> None:
+    """Tell the innermost `written_files` of a file; only what `atomic_write` does not write need be told."""
+    if _WATCHERS:
+        _WATCHERS[-1].add(Path(path))
 
 
 def explain_os_error(error: OSError, path: Path | str) -> FluxscopeError | OSError:

@@ -185,7 +185,7 @@ def test_force_from_another_first_layer_leaves_no_files_of_the_old_one(tmp_path)
     run_steps(make_config(**settings, active_layer=5), "1")
     assert (tmp_path / "run" / "layer_15" / "run_log.json").is_file()
     run_steps(make_config(**settings, active_layer=15), "1", force=True)
-    assert not list((tmp_path / "run" / "layer_15").iterdir())
+    assert not list((tmp_path / "run" / "layer_15").glob("*"))
     assert read_json(tmp_path / "run" / "run_log.json")["layer_index"] == 15
 
 

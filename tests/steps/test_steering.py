@@ -13,9 +13,11 @@ from fluxscope.errors import ConfigError, MissingInputError
 from fluxscope.files import load_npy, read_json, write_json
 from fluxscope.measures.clip import open_picture
 from fluxscope.progress import Reporter
+from fluxscope.run.freshness import Work
 from fluxscope.run.ledger import Ledger
 from fluxscope.run.manifest import load_manifest
 from fluxscope.run.rundir import RunDir, shown
+from fluxscope.run.step_log import StepLog
 from fluxscope.sae.formats import load, save
 from fluxscope.settings.config import make_config
 from fluxscope.steps import find_demos, steer
@@ -167,7 +169,7 @@ def test_a_stopped_step_goes_on_after_the_features_it_finished(copy, monkeypatch
     monkeypatch.setattr(module, work, stopping)
     summary.unlink()
     with pytest.raises(KeyboardInterrupt):
-        run_steps(copy, step)
+        run_steps(copy, step, force=True)
     assert not summary.exists()
     run_steps(copy, step)
     assert begun == [first, second, second]
@@ -264,18 +266,21 @@ def test_broken_pictures_are_no_demos_while_there_are_whole_ones():
     assert max([score(8.0, 0.6, 0.6, 0.5), score(4.0, 0.6, 0.5, 0.5)], key=worth)["strength"] == 4
 
 
-def test_a_ledger_goes_on_only_with_records_of_the_same_head(tmp_path):
-    path = tmp_path / "summary.json"
-    ledger = Ledger(path, "features", {"steps": (1, 2)}, [5, 6])
-    ledger.add(6, [{"x": 1}, {"x": 2}])
-    assert not path.exists()
-    again = Ledger(path, "features", {"steps": (1, 2)}, [6, 7])
+def test_a_ledger_goes_on_only_with_features_of_the_same_key(tmp_path):
+    def ledger(features, steps=(1, 2), anew=False):
+        work = Work(StepLog.open(tmp_path / "step_log.json"), "steer", {"steps": steps, "features": 2}, anew)
+        return Ledger(work, {feature: {"features": None} for feature in features})
+
+    first = ledger([5, 6])
+    first.do(6, lambda: [{"x": 1}, {"x": 2}])
+    assert first.missing == [5]
+    again = ledger([6, 7])
     assert again.missing == [7] and [r["x"] for r in again.records] == [1, 2]
-    assert Ledger(path, "features", {"steps": (1, 3)}, [6]).missing == [6]
-    assert Ledger(path, "features", {"steps": (1, 2)}, [6], anew=True).missing == [6]
-    again.finish()
-    assert [r["x"] for r in read_json(path)["features"]] == [1, 2] and not again.partial.exists()
-    assert Ledger(path, "features", {"steps": (1, 2)}, [6]).missing == []
+    assert ledger([6], steps=(1, 3)).missing == [6]
+    assert ledger([6], anew=True).missing == [6]
+    again.write(tmp_path / "summary.json", "features", {"steps": (1, 2)})
+    assert [r["x"] for r in read_json(tmp_path / "summary.json")["features"]] == [1, 2]
+    assert ledger([6]).missing == []
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fluxscope.errors import ConfigError
-from fluxscope.files import write_bytes
+from fluxscope.files import write_bytes, written_files
 from fluxscope.models.families.family import Family
 from fluxscope.models.placement import free_memory
 from fluxscope.quiet import quiet_libraries
@@ -63,7 +63,8 @@ class PromptStore:
         tensors = {"tokens": embedding.tokens.contiguous()}
         if embedding.pooled is not None:
             tensors["pooled"] = embedding.pooled.contiguous()
-        write_bytes(self.path(prompt), save(tensors))
+        with written_files():  # they may go at any time: no step counts them among what it made
+            write_bytes(self.path(prompt), save(tensors))
 
     def read(self, prompt: str) -> Embedding | None:
         """The prompt's embedding; None where there is none, or a damaged one."""

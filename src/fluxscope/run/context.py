@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fluxscope.progress import Reporter
+from fluxscope.run.freshness import Work
 from fluxscope.run.rundir import RunDir
 from fluxscope.settings.config import Config
 
@@ -23,12 +24,14 @@ class Context:
         files: the files of the layer at hand.
         report: where messages and progress go.
         force: make everything anew, even what is finished.
+        work: the step's place in the log, while one runs.
     """
 
     config: Config
     files: RunDir
     report: Reporter
     force: bool = False
+    work: Work | None = None
     _opened: list[Model] = field(default_factory=list, repr=False, compare=False)
 
     @property
@@ -38,6 +41,12 @@ class Context:
         if not self._opened:
             self._opened.append(open_model_of(self.config))
         return self._opened[0]
+
+
+def step_work(context: Context) -> Work:
+    """The place in the log of the step that is running."""
+    assert context.work is not None, "a step runs through run_step"
+    return context.work
 
 
 def picture_spec(config: Config) -> PictureSpec:

@@ -12,7 +12,7 @@ from fluxscope.draw.heatmap import outline_heatmap, overlay_heatmap, token_map_t
 from fluxscope.draw.layer_plots import partner_histogram
 from fluxscope.draw.pairs import FeaturePair, pair_sheet
 from fluxscope.draw.plots import frequency_comparison, l0_comparison
-from fluxscope.files import explain_os_error, save_image
+from fluxscope.files import explain_os_error, note_written, save_image
 from fluxscope.measures.clip import open_picture
 from fluxscope.measures.compare import Partners, image_l0
 from fluxscope.run.context import Context
@@ -80,6 +80,7 @@ def copy_s(source: Path, target: Path) -> None:
     """S under the second name that the contract gives it, without its bytes twice where links work."""
     beside = target.with_name(f".{target.name}.tmp")
     if target.exists() and target.samefile(source):
+        note_written(target)
         return  # renaming one name of a file over another does nothing, and would leave `beside`
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +90,7 @@ def copy_s(source: Path, target: Path) -> None:
         except OSError:
             shutil.copyfile(source, beside)
         beside.replace(target)
+        note_written(target)
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise explain_os_error(error, target) from error

@@ -1,72 +1,76 @@
-"""Records of finished features, kept while a step works: one that was stopped goes on after them."""
+"""The features of a step that steers, each a piece of work of its own: a stopped step goes on after them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fluxscope.files import read_json, write_json
+from fluxscope.errors import FluxscopeError
+from fluxscope.files import write_json
+from fluxscope.run.freshness import Work
+from fluxscope.run.step_log import Key
+
+Make = Callable[[], list[dict[str, Any]]]
+"""Does what is to be done for a feature, and returns its records."""
 
 
 class Ledger:
-    """A summary that grows feature by feature beside its place, and takes its place when all is done.
+    """What was made for each feature, and what is still to do.
 
     Args:
-        path: the summary.
-        key: its list of records, each with a feature_id.
-        head: what stands before the list: what the records were made with. Those made with anything else
-            are not gone on with.
-        features: the features asked for, in order; records of others are forgotten.
-        anew: begin anew whatever is there.
+        work: the step's.
+        own: by the features asked for, in order, what their keys hold in place of the whole step's entries.
+
+    Attributes:
+        missing: the features that are still to do.
     """
 
-    def __init__(
-        self, path: Path, key: str, head: dict[str, Any], features: Sequence[int], anew: bool = False
-    ) -> None:
-        self.path = path
-        self.partial = path.with_suffix(".partial.json")
-        self.key = key
-        self.head = json.loads(json.dumps(head))
-        self.features = tuple(features)
-        self.failed: dict[int, str] = {}
-        self._records: dict[int, list[dict[str, Any]]] = {}
-        for old in (path, self.partial):
-            if old.is_file() and not anew:
-                self._read(read_json(old))
+    def __init__(self, work: Work, own: Mapping[int, Key]) -> None:
+        self._parts = {
+            feature: work.part(f"feature {feature}", work.but(**key)) for feature, key in own.items()
+        }
+        self.missing = [feature for feature, part in self._parts.items() if not part.is_fresh]
 
-    def _read(self, summary: dict[str, Any]) -> None:
-        if any(name not in summary or summary[name] != value for name, value in self.head.items()):
-            return
-        found: dict[int, list[dict[str, Any]]] = {}
-        for record in summary.get(self.key, []):
-            found.setdefault(record["feature_id"], []).append(record)
-        self._records |= found
+    def do(self, feature: int, make: Make) -> None:
+        """Do one feature. One that cannot be done is noted with the reason, until something else is given.
+
+        Raises:
+            FluxscopeError: the machine is at fault, such as a full disk, and not the feature.
+        """
+        part = self._parts[feature]
+        with part.doing():
+            try:
+                part.result = {"records": [{"feature_id": feature, **record} for record in make()]}
+            except FluxscopeError as error:
+                if isinstance(error.__cause__, OSError):
+                    raise
+                part.result = {"error": error.message}
+        self.missing.remove(feature)
+
+    def fail(self, feature: int, reason: str) -> None:
+        """Note that a feature cannot be done."""
+
+        def refuse() -> list[dict[str, Any]]:
+            raise FluxscopeError(reason)
+
+        self.do(feature, refuse)
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        return [record for feature in self.features for record in self._records.get(feature, [])]
+        """Those of all features that are done, in order."""
+        return [record for result in self._results().values() for record in result.get("records", [])]
 
     @property
-    def missing(self) -> list[int]:
-        """The features that are still to do."""
-        return [feature for feature in self.features if feature not in self._records]
+    def failed(self) -> dict[int, str]:
+        """Why features could not be done."""
+        return {feature: result["error"] for feature, result in self._results().items() if "error" in result}
 
-    def add(self, feature: int, records: list[dict[str, Any]]) -> None:
-        """Note a finished feature."""
-        self._records[feature] = [{"feature_id": feature, **record} for record in records]
-        write_json(self.partial, self._summary())
+    def _results(self) -> dict[int, dict[str, Any]]:
+        done = {f: part.record for f, part in self._parts.items() if f not in self.missing}
+        return {f: record.result for f, record in done.items() if record and isinstance(record.result, dict)}
 
-    def fail(self, feature: int, reason: str) -> None:
-        """Note a feature that could not be done; it is tried again in the next run."""
-        self.failed[feature] = reason
-
-    def finish(self) -> None:
-        """Write the summary in its place."""
-        write_json(self.path, self._summary())
-        self.partial.unlink(missing_ok=True)
-
-    def _summary(self) -> dict[str, Any]:
+    def write(self, path: Path, key: str, head: dict[str, Any]) -> None:
+        """Write the step's summary: what stands before the records, the records, and what failed."""
         failed = [{"feature_id": feature, "error": reason} for feature, reason in self.failed.items()]
-        return {**self.head, self.key: self.records, "failed": failed}
+        write_json(path, {**head, key: self.records, "failed": failed})

@@ -57,6 +57,11 @@ class RunDir:
 
     # --- shared by all layers ---
     @property
+    def step_log(self) -> Path:
+        """What each piece of work was made from and what it made, of all layers: see run/freshness.py."""
+        return self.root / "step_log.json"
+
+    @property
     def images(self) -> Path:
         return self.root / self.images_subdir
 
@@ -187,11 +192,6 @@ class RunDir:
     @property
     def decoder_stats(self) -> Path:
         return self.home / "decoder_stats.json"
-
-    @property
-    def step_log(self) -> Path:
-        """What each finished step was made with; it decides whether a step may be skipped."""
-        return self.home / "step_log.json"
 
     # --- steps 7, 10 and 11 ---
     @property

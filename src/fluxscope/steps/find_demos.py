@@ -7,17 +7,18 @@ without breaking: strengths at which a picture is as far from its baseline as a 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
-from fluxscope.errors import FluxscopeError, MissingInputError
+from fluxscope.errors import MissingInputError
 from fluxscope.files import load_npy, save_image, write_json
 from fluxscope.measures.effect import demo_score
 from fluxscope.models.steering import Steered
-from fluxscope.run.context import Context
+from fluxscope.run.context import Context, step_work
 from fluxscope.run.ledger import Ledger
 from fluxscope.run.manifest import load_manifest
 from fluxscope.run.steering import Bench, load_distance, scope_of, selected, settings_of_run
@@ -25,31 +26,26 @@ from fluxscope.settings.config import Config
 
 
 def run(context: Context) -> str:
-    files, report = context.files, context.report
+    config, files, report = context.config, context.files, context.report
     features = [record["feature_id"] for record in selected(context)]
-    distance = load_distance(context.config)
-    ledger = Ledger(
-        files.best_demo_candidates, "features", head_of(context, distance.name), features, context.force
-    )
+    distance = load_distance(config)
+    own = {"selected_features": None, "steer_features": None, "distance": distance.name}
+    ledger = Ledger(step_work(context), dict.fromkeys(features, own))
     if ledger.missing:
         chosen = candidates_of(context, ledger)
-        bench = Bench.of(
-            context, list(chosen), [i for c in chosen.values() for i in c["image_ids"]], distance
-        )
+        images = [image for candidates in chosen.values() for image in candidates["image_ids"]]
+        bench = Bench.of(context, list(chosen), images, distance)
         strangers = bench.strangers()
         with report.progress("     features", len(chosen), "features") as advance:
             for feature, candidates in chosen.items():
-                try:
-                    bench.check(feature)
-                    ledger.add(feature, [find_demos(bench, feature, candidates, strangers)])
-                except FluxscopeError as error:
-                    report.say(f"     warning: feature {feature} is passed over: {error.message}")
-                    ledger.fail(feature, error.message)
+                ledger.do(feature, partial(demos_of, bench, feature, candidates, strangers))
                 advance()
+    for feature, reason in ledger.failed.items():
+        report.say(f"     warning: feature {feature} is passed over: {reason}")
     if not ledger.records:
         raise MissingInputError("no feature has a demo", "The warnings above say why.")
     write_ids(context, ledger)
-    ledger.finish()
+    ledger.write(files.best_demo_candidates, "features", head_of(context, distance.name))
     kept = sum(len(record["best_demos"]) for record in ledger.records)
     return f"{kept} demos of {len(ledger.records)} features in {files.best_demos}"
 
@@ -76,15 +72,16 @@ def candidates_of(context: Context, ledger: Ledger) -> dict[int, dict[str, Any]]
     image_ids = [row["image_id"] for row in records]
     s = load_npy(files.s_matrix, mmap=True)
     chosen = {}
-    for feature in ledger.missing:
+    for feature in tuple(ledger.missing):
         try:
             if not 0 <= feature < s.shape[1]:
                 raise MissingInputError(f"S has no feature {feature}", "Run steps 1 to 4 again.")
             chosen[feature] = pick_candidates(np.asarray(s[:, feature]), image_ids, config, feature)
-        except FluxscopeError as error:
-            context.report.say(f"     warning: feature {feature} is passed over: {error.message}")
+        except MissingInputError as error:
             ledger.fail(feature, error.message)
     if not chosen and not ledger.records:
+        for feature, reason in ledger.failed.items():
+            context.report.say(f"     warning: feature {feature} is passed over: {reason}")
         raise MissingInputError("no feature has a candidate for a demo", "Collect more pictures: step 1.")
     return chosen
 
@@ -126,6 +123,14 @@ def pick_candidates(
     }
 
 
+def demos_of(
+    bench: Bench, feature: int, candidates: dict[str, Any], strangers: float
+) -> list[dict[str, Any]]:
+    """A feature's record, as a list of one."""
+    bench.check(feature)
+    return [find_demos(bench, feature, candidates, strangers)]
+
+
 def find_demos(bench: Bench, feature: int, candidates: dict[str, Any], strangers: float) -> dict[str, Any]:
     """Screen the candidates, try the best at every strength, keep the best of those; returns the record."""
     config = bench.context.config
@@ -134,7 +139,7 @@ def find_demos(bench: Bench, feature: int, candidates: dict[str, Any], strangers
         try_one(bench, feature, image_id, activation, (middle,), strangers)[0]
         for image_id, activation in zip(candidates["image_ids"], candidates["activations"], strict=True)
     ]
-    screened.sort(key=lambda record: -record["combined_score"])
+    screened.sort(key=worth_of_record, reverse=True)
     finals = []
     for record in screened[: config.demo_finalists]:
         finals.append(
@@ -142,7 +147,7 @@ def find_demos(bench: Bench, feature: int, candidates: dict[str, Any], strangers
                 bench, feature, record["image_id"], record["activation"], config.demo_strengths, strangers
             )
         )
-    finals.sort(key=lambda final: -final[0]["combined_score"])
+    finals.sort(key=lambda final: worth_of_record(final[0]), reverse=True)
     best = finals[: config.demo_kept]
     for record, made, strengths in best:
         save_pictures(bench, feature, record["image_id"], made, strengths)
@@ -195,6 +200,11 @@ def worth(tried: dict[str, Any]) -> tuple[bool, float]:
     """What to prefer: whole pictures that score high; of broken ones, those of the least strength."""
     broken = tried["broken"]
     return not broken, -tried["strength"] if broken else tried["combined_score"]
+
+
+def worth_of_record(record: dict[str, Any]) -> tuple[bool, float]:
+    """What a demo is worth by its best strength."""
+    return worth({**record, "strength": record["best_strength"]})
 
 
 def score(magnitude: float, positive: float, negative: float, strangers: float) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ def run(context: Context) -> str:
     place = {image_id: index for index, image_id in enumerate(by_id)}
     store = CodeStore(files.codes, config.site_of(files.layer), config.target_step_index)
     features = read_json(files.selected_features)["features"]
-    _forget_other_features(context, {record["feature_id"] for record in features})
     items = []
     for record in features:
         for image_id in record["example_image_ids"]:
@@ -80,10 +78,3 @@ def draw_one(context: Context, feature: int, row: dict, tokenmap: np.ndarray) ->
         "activation_max": float(tokenmap.max()),
         "activation_mean": float(tokenmap.mean()),
     }
-
-
-def _forget_other_features(context: Context, kept: set[int]) -> None:
-    """Take away overlays of an earlier selection, which the summary no longer lists."""
-    for folder in context.files.overlays.glob("feature_*"):
-        if folder.name.removeprefix("feature_").isdigit() and int(folder.name.split("_")[1]) not in kept:
-            shutil.rmtree(folder)

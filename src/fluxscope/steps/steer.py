@@ -7,6 +7,7 @@ added), the latter beside a random direction of the same norm, which any effect 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,13 @@ import torch
 from PIL import Image
 
 from fluxscope.draw.grid import GridRow, labelled_grid
-from fluxscope.errors import FluxscopeError, MissingInputError
+from fluxscope.errors import MissingInputError
 from fluxscope.files import save_image
-from fluxscope.measures.distance import locality, pixel_change
+from fluxscope.measures.distance import Distance, locality, pixel_change
 from fluxscope.measures.effect import dose_response
 from fluxscope.models.edits import Change
 from fluxscope.models.steering import Steered
-from fluxscope.run.context import Context
+from fluxscope.run.context import Context, step_work
 from fluxscope.run.ledger import Ledger
 from fluxscope.run.rundir import shown
 from fluxscope.run.steering import (
@@ -41,31 +42,34 @@ def run(context: Context) -> str:
     config, files, report = context.config, context.files, context.report
     images = {r["feature_id"]: r["example_image_ids"][: config.steer_images] for r in selected(context)}
     distance = load_distance(config)
-    ledger = Ledger(
-        files.steering_summary, "experiments", head_of(context, distance.name), list(images), context.force
-    )
+    ledger = Ledger(step_work(context), {feature: own_key(images[feature], distance) for feature in images})
     if ledger.missing:
         wanted = [image for feature in ledger.missing for image in images[feature]]
         bench = Bench.of(context, ledger.missing, wanted, distance)
         strangers = bench.strangers()
-        with report.progress(
-            "     features", len(images), "features", len(images) - len(ledger.missing)
-        ) as on:
-            for feature in ledger.missing:
-                try:
-                    bench.check(feature)
-                    made = [experiment(bench, feature, image, strangers) for image in images[feature]]
-                    ledger.add(feature, made)
-                except FluxscopeError as error:
-                    report.say(f"     warning: feature {feature} is passed over: {error.message}")
-                    ledger.fail(feature, error.message)
-                on()
+        finished = len(images) - len(ledger.missing)
+        with report.progress("     features", len(images), "features", finished) as advance:
+            for feature in tuple(ledger.missing):
+                ledger.do(feature, partial(experiments, bench, feature, images[feature], strangers))
+                advance()
+    for feature, reason in ledger.failed.items():
+        report.say(f"     warning: feature {feature} is passed over: {reason}")
     if not ledger.records:
         raise MissingInputError("no feature could be steered", "The warnings above say why.")
-    ledger.finish()
+    ledger.write(files.steering_summary, "experiments", head_of(context, distance.name))
     return (
         f"{len(ledger.records)} pictures of {len(images) - len(ledger.failed)} features in {files.steering}"
     )
+
+
+def own_key(images: list[int], distance: Distance) -> dict[str, Any]:
+    """What a feature's pictures depend on in place of the whole selection: its own example pictures."""
+    return {
+        "selected_features": images,
+        "steer_features": None,
+        "steer_images": None,
+        "distance": distance.name,
+    }
 
 
 def head_of(context: Context, distance: str) -> dict[str, Any]:
@@ -80,6 +84,12 @@ def head_of(context: Context, distance: str) -> dict[str, Any]:
         "distance": distance,
         "made_with": settings_of_run(context),
     }
+
+
+def experiments(bench: Bench, feature: int, images: list[int], strangers: float) -> list[dict[str, Any]]:
+    """Steer a feature on its example pictures; returns their records."""
+    bench.check(feature)
+    return [experiment(bench, feature, image, strangers) for image in images]
 
 
 def experiment(bench: Bench, feature: int, image_id: int, strangers: float) -> dict[str, Any]:

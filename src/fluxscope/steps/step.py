@@ -1,21 +1,17 @@
-"""What a step is, and how one is run: needs checked, fresh results kept, what it was made with recorded."""
+"""What a step is, and how one is run: what it reads is checked, fresh results are kept, the rest is made."""
 
 from __future__ import annotations
 
 import importlib
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fluxscope.errors import MissingInputError
-from fluxscope.files import read_json, write_json
 from fluxscope.run.context import Context
+from fluxscope.run.freshness import Work
+from fluxscope.run.inputs import command_for, digest_of, values_of
 from fluxscope.run.rundir import RunDir
-from fluxscope.settings.config import Config
-
-INPUT_FILES = ("prompts_path", "layer5_sae_path", "layer15_sae_path")
-"""Settings that name files of the user's."""
+from fluxscope.run.step_log import StepLog
 
 
 @dataclass(frozen=True)
@@ -26,10 +22,13 @@ class Step:
         number: 1 to 11.
         name: the command for it.
         module: the module of `fluxscope.steps` whose `run(context)` does the work and returns one line for
-            the user; imported when the step runs, so that help pages need no torch. Empty: not built yet.
+            the user; imported when the step runs, so that help pages need no torch.
         summary: one line: what it does.
-        needs, makes: the files it reads and writes, by their names in RunDir.
-        settings: the settings that its results depend on.
+        reads: the files that its results depend on, by their names in RunDir or in `run.inputs`.
+        reads_if_there: those that it does without where they are missing.
+        makes: the files that it always writes. Whatever else it writes is recorded with them.
+        settings: the settings that it reads: its flags. Its results depend on them, but for those that say
+            where and in what portions the work is done (`inputs.HOW`).
         shared: whether its results are the same for every layer; they then lie with the first one's.
         both_layers: whether it looks at blocks 5 and 15 both, so that both must have an SAE.
     """
@@ -38,97 +37,65 @@ class Step:
     name: str
     module: str
     summary: str
-    needs: tuple[str, ...]
+    reads: tuple[str, ...]
     makes: tuple[str, ...]
     settings: tuple[str, ...]
+    reads_if_there: tuple[str, ...] = ()
     shared: bool = False
     both_layers: bool = False
 
     def run(self, context: Context) -> str:
-        return importlib.import_module(f"fluxscope.steps.{self.module}").run(context)
+        outcome: str = importlib.import_module(f"fluxscope.steps.{self.module}").run(context)
+        return outcome
 
 
 def run_step(step: Step, context: Context, all_steps: tuple[Step, ...]) -> None:
-    """Run one step, unless its results are there, newer than what it needs, and made with these settings.
+    """Run one step, unless its results are there, as they were made, and made from what it would read now.
 
     Raises:
-        MissingInputError: a file that it needs is missing; the error names the step that makes it.
+        MissingInputError: a file that it needs is missing; the error names the command that makes it.
     """
-    files, report = context.files, context.report
+    report = context.report
     title = f"[{step.number:2d}] {step.name:<14}"
-    if not step.module:
-        report.say(f"{title} not built yet")
-        return
-    check_needs(step, files, all_steps)
-    if not context.force and is_fresh(step, context.config, files):
+    check_reads(step, context, all_steps)
+    log = StepLog.open(context.files.step_log)
+    work = work_of(step, context, log)
+    reason = work.reason
+    if not reason:
         report.say(f"{title} up to date")
+        log.save_hashes()
         return
-    report.say(f"{title} ...")
-    forget(step, files)
-    began = time.monotonic()
-    outcome = step.run(context)
-    seconds = time.monotonic() - began
-    # A forced collection may have begun with another layer, whose files then lie elsewhere.
-    record(step, context.config, RunDir.of(context.config, files.layer), seconds)
-    report.say(f"{' ' * len(title)} {outcome} ({seconds:.1f} s)")
+    report.say(f"{title} ..." + (f" ({reason})" if work.was_finished and not context.force else ""))
+    with work.doing():
+        outcome = step.run(replace(context, work=work))
+        # A forced collection may have begun with another layer, whose files then lie elsewhere.
+        files = RunDir.of(context.config, context.files.layer)
+        work.products += [getattr(files, name) for name in step.makes]
+    report.say(f"{' ' * len(title)} {outcome} ({work.seconds:.1f} s)")
 
 
-def check_needs(step: Step, files: RunDir, all_steps: tuple[Step, ...]) -> None:
+def work_of(step: Step, context: Context, log: StepLog) -> Work:
+    """The step as a piece of work: its place in the log, and the key of all that its results depend on."""
+    config, files = context.config, context.files
+    layers = (5, 15) if step.both_layers else config.layers if step.shared else (files.layer,)
+    key = values_of(config, step.settings, layers, log)
+    if not step.shared:
+        key["layer"] = files.layer
+    for name in (*step.reads, *step.reads_if_there):
+        key[name] = digest_of(name, context, log, step.both_layers)
+    home = "" if step.shared or files.home == files.root else f"{files.relative(files.home)}/"
+    return Work(log, f"{home}{step.name}", key, context.force)
+
+
+def check_reads(step: Step, context: Context, all_steps: tuple[Step, ...]) -> None:
     """Raise MissingInputError for the first file that is needed and missing."""
-    for name in step.needs:
-        path: Path = getattr(files, name)
-        if path.exists():
+    config, files = context.config, context.files
+    for name in step.reads:
+        path: Path | None = getattr(files, name, None)
+        if path is None or path.exists():
             continue
         maker = next(other for other in all_steps if name in other.makes)
-        layer = "" if files.layer == files.first_layer else f" --layer {files.layer}"
         raise MissingInputError(
             f"step {step.number} ({step.name}) needs {path}, which is not there",
-            f"Run step {maker.number} first: fluxscope {maker.name}{layer}",
+            f"Run step {maker.number} first: {command_for(maker.name, files, config)}",
         )
-
-
-def is_fresh(step: Step, config: Config, files: RunDir) -> bool:
-    """Whether the step's results are complete, newer than its inputs, and made with the same settings."""
-    made = [getattr(files, name) for name in step.makes]
-    if not all(path.exists() for path in made):
-        return False
-    if _log(files).get(step.name, {}).get("settings") != settings_of(step, config):
-        return False
-    # A folder's time of change says nothing of the files inside it: only files are compared.
-    read = [path for name in step.needs if (path := getattr(files, name)).is_file()]
-    oldest = min(path.stat().st_mtime_ns for path in made if path.is_file())
-    return all(path.stat().st_mtime_ns <= oldest for path in read)
-
-
-def record(step: Step, config: Config, files: RunDir, seconds: float) -> None:
-    """Note in step_log.json what the step was made with."""
-    log = _log(files)
-    log[step.name] = {"settings": settings_of(step, config), "seconds": round(seconds, 3)}
-    write_json(files.step_log, log)
-
-
-def forget(step: Step, files: RunDir) -> None:
-    """Take the step out of step_log.json while it works: stopped halfway, it must not pass for finished."""
-    log = _log(files)
-    if log.pop(step.name, None):
-        write_json(files.step_log, log)
-
-
-def settings_of(step: Step, config: Config) -> dict[str, Any]:
-    """The settings that the step's results depend on, as JSON keeps them.
-
-    A setting that names a file comes with the file's size and time of change, so that a file edited under
-    the same name counts as another.
-    """
-    values: dict[str, Any] = {}
-    for name in step.settings:
-        value = getattr(config, name)
-        values[name] = list(value) if isinstance(value, tuple) else value
-        if name in INPUT_FILES and value and Path(value).is_file():
-            status = Path(value).stat()
-            values[name] = [value, status.st_size, status.st_mtime_ns]
-    return values
-
-
-def _log(files: RunDir) -> dict[str, Any]:
-    return read_json(files.step_log) if files.step_log.is_file() else {}

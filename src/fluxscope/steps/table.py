@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from fluxscope.run.inputs import COLLECTED
 from fluxscope.steps.step import Step
 
 STEERING = (
     *("strength_unit", "steer_steps", "steer_schedule", "steer_site", "steer_only_active", "exact"),
     *("distance", "clip_model_id", "clip_device", "site_pattern", "target_step_number"),
-    *("device", "dtype", "sae_device", "batch_size", "layer5_sae_path", "layer15_sae_path"),
+    *("model_id", "device", "dtype", "sae_device", "batch_size", "layer5_sae_path", "layer15_sae_path"),
     *("height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"),
 )
 """Settings that every steered picture, and its distance from the baseline, depends on."""
@@ -18,23 +19,18 @@ STEPS: tuple[Step, ...] = (
         name="collect",
         module="collect",
         summary="Generate the pictures and keep their SAE codes.",
-        needs=(),
+        reads=(),
         makes=("s_matrix", "manifest", "run_log", "codes"),
-        settings=(
-            *("device", "dtype", "batch_size"),
-            *("layer5_sae_path", "layer15_sae_path", "site_pattern", "compare_layers"),
-            *("sae_device", "token_chunk_size"),
-            *("height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"),
-            *("target_step_number", "capture_steps", "sites"),
-            *("prompts_path", "max_prompts", "reps_per_prompt", "base_seed"),
-        ),
+        settings=(*COLLECTED, "device", "batch_size", "sae_device", "token_chunk_size"),
+        reads_if_there=("prompts",),
+        shared=True,
     ),
     Step(
         number=2,
         name="analyze",
         module="analyze",
         summary="Find alive, dead, rare and common features.",
-        needs=("s_matrix",),
+        reads=("s_matrix",),
         makes=(
             *("alive_features", "activation_freq", "topk_per_feature"),
             *("feature_stats", "feature_analysis_summary"),
@@ -46,7 +42,7 @@ STEPS: tuple[Step, ...] = (
         name="clip-embed",
         module="clip_embed",
         summary="Embed the pictures with CLIP.",
-        needs=("manifest",),
+        reads=("manifest", "pictures"),
         makes=("clip_embeddings", "clip_meta", "clip_image_ids", "clip_prompt_idx", "clip_seeds"),
         settings=("clip_model_id", "clip_batch_size", "clip_device"),
         shared=True,
@@ -56,7 +52,8 @@ STEPS: tuple[Step, ...] = (
         name="select",
         module="select",
         summary="Select the most interpretable features.",
-        needs=("s_matrix", "manifest", "activation_freq", "clip_embeddings"),
+        reads=("s_matrix", "manifest", "clip_embeddings"),
+        reads_if_there=("codes", "pictures"),
         makes=("selected_features", "feature_scores"),
         settings=(
             *("rank_by", "top_m_per_feature", "min_prompts", "top_features", "top_examples_per_feature"),
@@ -69,7 +66,7 @@ STEPS: tuple[Step, ...] = (
         name="overlays",
         module="overlays",
         summary="Draw where each selected feature is active.",
-        needs=("manifest", "codes", "selected_features"),
+        reads=("manifest", "codes", "pictures", "selected_features"),
         makes=("overlay_summary",),
         settings=("alpha_scale", "clip_percentile", "overlay_style", "site_pattern", "target_step_number"),
     ),
@@ -78,7 +75,7 @@ STEPS: tuple[Step, ...] = (
         name="contact-sheet",
         module="contact_sheet",
         summary="Lay the features and pictures out on one sheet.",
-        needs=("overlay_summary", "selected_features"),
+        reads=("overlay_summary", "selected_features", "overlays", "pictures"),
         makes=("contact_sheet", "contact_sheet_comparison"),
         settings=(),
     ),
@@ -87,7 +84,7 @@ STEPS: tuple[Step, ...] = (
         name="steer",
         module="steer",
         summary="Steer the selected features: grids over scales and strengths.",
-        needs=("manifest", "codes", "selected_features"),
+        reads=("manifest", "codes", "pictures", "selected_features"),
         makes=("steering_summary",),
         settings=(
             *("steer_features", "steer_images", "steer_scales", "steer_strengths"),
@@ -99,7 +96,7 @@ STEPS: tuple[Step, ...] = (
         name="decoder",
         module="decoder",
         summary="Show the features' encoder and decoder directions.",
-        needs=("selected_features",),
+        reads=("selected_features",),
         makes=("decoder_stats", "decoder_directions", "decoder_similarity_matrix"),
         settings=("layer5_sae_path", "layer15_sae_path"),
     ),
@@ -108,7 +105,7 @@ STEPS: tuple[Step, ...] = (
         name="compare-layers",
         module="compare_layers",
         summary="Compare the features of blocks 5 and 15.",
-        needs=("s_matrix", "manifest", "codes"),
+        reads=("s_matrix", "manifest", "codes", "pictures"),
         makes=("comparison_summary", "comparison"),
         settings=(
             *("layer5_sae_path", "layer15_sae_path", "site_pattern", "target_step_number"),
@@ -122,7 +119,7 @@ STEPS: tuple[Step, ...] = (
         name="find-demos",
         module="find_demos",
         summary="Find the demos that change the picture most.",
-        needs=("s_matrix", "manifest", "codes", "selected_features"),
+        reads=("s_matrix", "manifest", "codes", "pictures", "selected_features"),
         makes=("best_demo_candidates", "best_demo_ids"),
         settings=(
             *("steer_features", "demo_percentile_low", "demo_percentile_high", "demo_candidates"),
@@ -134,7 +131,7 @@ STEPS: tuple[Step, ...] = (
         name="assemble-grids",
         module="assemble_grids",
         summary="Assemble labelled steering grids of the demos.",
-        needs=("manifest", "codes", "best_demo_candidates"),
+        reads=("manifest", "codes", "best_demo_candidates", "best_demos"),
         makes=("steering_grids_summary",),
         settings=("alpha_scale", "clip_percentile", "site_pattern", "target_step_number"),
     ),

@@ -1,0 +1,135 @@
+"""What a step's declaration of what it reads stands for: files, and their contents as a key holds them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fluxscope.errors import FluxscopeError
+from fluxscope.files import read_json, read_jsonl
+from fluxscope.run.context import Context
+from fluxscope.run.rundir import RunDir
+from fluxscope.run.step_log import Key, StepLog, as_json, combined
+from fluxscope.settings.config import Config, settings_table
+
+HOW = frozenset(
+    (
+        *("device", "sae_device", "clip_device", "batch_size", "clip_batch_size", "token_chunk_size"),
+        *("out_dir", "active_layer"),
+    )
+)
+"""Settings that say where and in what portions work is done: what comes of it does not depend on them."""
+
+SAES = ("layer5_sae_path", "layer15_sae_path")
+NAMES_OF_FILES = frozenset((*SAES, "sites", "prompts_path"))
+"""Settings that name files of the user's: their contents count, and not their names."""
+
+IDENTITY = (
+    *("model_id", "dtype", "site_pattern", "height", "width", "num_inference_steps", "guidance_scale"),
+    *("max_sequence_length", "target_step_number", "capture_steps", "reps_per_prompt", "base_seed"),
+)
+"""Settings that decide what pictures and codes a folder holds; one folder holds those of one identity."""
+
+COLLECTED = (
+    *IDENTITY,
+    *("prompts_path", "max_prompts", "active_layer", "layer5_sae_path", "layer15_sae_path"),
+    *("compare_layers", "sites"),
+)
+"""Settings that say what a collection makes."""
+
+
+def digest_of(name: str, context: Context, log: StepLog, both_layers: bool = False) -> str | None:
+    """The hash of what a step reads under this name; None where nothing is there.
+
+    Args:
+        both_layers: what lies there of blocks 5 and 15.
+    """
+    config, files = context.config, context.files
+    if name == "prompts":
+        return log.digest(Path(config.prompts_path or "").absolute())
+    places = [RunDir.of(config, layer) for layer in (5, 15)] if both_layers else [files]
+    paths = {files.relative(path): path for place in places for path in paths_of(name, config, place)}
+    if len(paths) == 1:
+        return log.digest(next(iter(paths.values())))
+    return combined((path, log.digest(path)) for path in paths) if paths else None
+
+
+def paths_of(name: str, config: Config, files: RunDir) -> list[Path]:
+    """The files and folders that a step reads under this name.
+
+    "codes" are those of the layer's site at the target step, "pictures" those that the manifest lists;
+    every other name is RunDir's.
+    """
+    if name == "codes":
+        return [files.codes / config.site_of(files.layer) / f"step_{config.target_step_index}"]
+    if name == "pictures":
+        with suppress(FluxscopeError, OSError, KeyError, TypeError):
+            return [files.root / str(row["image_path"]) for row in read_jsonl(files.manifest)]
+        return []
+    path: Path = getattr(files, name)
+    return [path]
+
+
+def values_of(config: Config, names: Iterable[str], layers: Iterable[int], log: StepLog) -> Key:
+    """The values of settings as a key holds them, with the contents of the files that they name.
+
+    Args:
+        layers: those whose SAEs count, where the names hold SAES.
+    """
+    names = list(names)
+    key = {name: as_json(getattr(config, name)) for name in names if name not in HOW | NAMES_OF_FILES}
+    if "sites" in names:
+        entries = (entry.partition("=") for entry in config.sites)
+        key["sites"] = [
+            [site, log.digest(Path(path).absolute()) if path else None] for site, _, path in entries
+        ]
+    if any(name in SAES for name in names):
+        paths = {layer: config.sae_paths.get(layer) for layer in sorted(layers)}
+        found = {layer: log.digest(Path(path).absolute()) for layer, path in paths.items() if path}
+        key |= {f"SAE of layer {layer}": digest for layer, digest in found.items()}
+    return key
+
+
+def command_for(name: str, files: RunDir, settings: Config | None = None) -> str:
+    """A command that makes what a step makes in this folder, for a user to type.
+
+    Step 1 is given every setting that the folder was collected with and that is not the default.
+
+    Args:
+        settings: those in use; they count where the folder does not say what it was collected with.
+    """
+    words = ["fluxscope", name]
+    if str(files.root) != settings_table()["out_dir"].default:
+        words += ["--out-dir", str(files.root)]
+    if name == "collect":
+        words += _flags(_collected_with(files) or (vars(settings) if settings else {}))
+    elif files.layer != files.first_layer:
+        words += ["--layer", str(files.layer)]
+    return shlex.join(words)
+
+
+def _collected_with(files: RunDir) -> dict[str, Any]:
+    """The settings that the folder's run_log.json states; none where it states none."""
+    found: Any = {}
+    with suppress(FluxscopeError, OSError):
+        found = read_json(files.run_log)
+    return found if isinstance(found, dict) else {}
+
+
+def _flags(settings: dict[str, Any]) -> list[str]:
+    """Flags for what a collection makes, where that is not the model's default."""
+    table = settings_table()
+    default = as_json(vars(Config(model_id=settings.get("model_id", table["model_id"].default))))
+    flags = []
+    for name in COLLECTED:
+        value, flag = as_json(settings.get(name)), name.replace("_", "-")
+        if value is None or value == default[name]:
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags.append(f"--{flag}={','.join(map(str, value)) if isinstance(value, list) else value}")
+    return flags
