@@ -133,8 +133,8 @@ def test_a_sweep_tells_what_each_sparsity_costs(swept):
     [("relu", "l1_coeff", "l1s", (0.1, 2.0)), ("jumprelu", "l0_coeff", "l0s", (0.0005, 0.1))],
 )
 def test_a_sweep_of_penalties_has_a_control_of_the_same_l0(
-    trained, tmp_path, architecture, setting, given, values
-, model):
+    trained, tmp_path, architecture, setting, given, values, model
+):
     base = TrainConfig(architecture, hidden_dim=256, steps=200)
     shared = {"activations": trained / "activations", "base": base, "spliced_pictures": 0}
     wanted = training(tmp_path, **shared, **{given: values})
@@ -161,7 +161,12 @@ def test_bad_activations_are_left_out_and_reported(trained, tmp_path, capsys, mo
     bits[:5, :, 0] = 0x7FC0
     save_npy(shard, bits)
     with pytest.raises(FluxscopeError, match=r"hold NaN or infinity"):
-        train(make_config(**QUICK), model, training(tmp_path, stamp="2", spliced_pictures=0), Reporter(quiet=True))
+        train(
+            make_config(**QUICK),
+            model,
+            training(tmp_path, stamp="2", spliced_pictures=0),
+            Reporter(quiet=True),
+        )
 
 
 def test_wandb_without_the_package_is_one_clear_error_before_any_work(tmp_path, monkeypatch, model):
