@@ -12,25 +12,41 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "Capture": "fluxscope.models.capture",
+    "Change": "fluxscope.models.edits",
     "CodeStore": "fluxscope.run.codes",
     "Config": "fluxscope.settings.config",
-    "FluxscopeError": "fluxscope.errors",
-    "RunDir": "fluxscope.run.rundir",
-    "SparseCodes": "fluxscope.sae.codes",
+    "Edit": "fluxscope.models.edits",
     "encode_sparse": "fluxscope.sae.base",
+    "FluxscopeError": "fluxscope.errors",
     "load_config": "fluxscope.settings.load",
     "load_manifest": "fluxscope.run.manifest",
     "load_sae": "fluxscope.sae.features",
+    "Model": "fluxscope.models.model",
+    "open_model": "fluxscope.models.model",
     "parse_site": "fluxscope.models.sites",
+    "PictureSpec": "fluxscope.models.spec",
     "run_pipeline": "fluxscope.steps.pipeline",
+    "RunDir": "fluxscope.run.rundir",
+    "Scope": "fluxscope.models.edits",
+    "shipped_sae": "fluxscope.embedded",
+    "SparseCodes": "fluxscope.sae.codes",
+    "Splice": "fluxscope.models.splice",
 }
 
 __all__ = ["__version__", *sorted(_PLACES)]
 
 if TYPE_CHECKING:
+    from fluxscope.embedded import shipped_sae as shipped_sae
     from fluxscope.errors import FluxscopeError as FluxscopeError
     from fluxscope.models.capture import Capture as Capture
+    from fluxscope.models.edits import Change as Change
+    from fluxscope.models.edits import Edit as Edit
+    from fluxscope.models.edits import Scope as Scope
+    from fluxscope.models.model import Model as Model
+    from fluxscope.models.model import open_model as open_model
     from fluxscope.models.sites import parse_site as parse_site
+    from fluxscope.models.spec import PictureSpec as PictureSpec
+    from fluxscope.models.splice import Splice as Splice
     from fluxscope.run.codes import CodeStore as CodeStore
     from fluxscope.run.manifest import load_manifest as load_manifest
     from fluxscope.run.rundir import RunDir as RunDir

@@ -84,3 +84,21 @@ def test_a_weights_file_cut_short_is_named(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=weights.name):
         _ = open_model(str(tmp_path / "model"), "cpu", "float32").pipe
+
+
+def test_the_examples_of_the_module_run():
+    """What its docstring shows, as it stands there."""
+    import textwrap
+
+    import fluxscope
+    import fluxscope.models.model as module
+
+    lines = module.__doc__.splitlines()
+    code = textwrap.dedent("\n".join(line for line in lines if line.startswith("    ")))
+    names = {name: getattr(fluxscope, name) for name in fluxscope.__all__}
+    exec(code, names)
+    assert names["pictures"].shape == (1, 128, 128, 3)
+    assert names["latents"].shape == (1, 64, 32)
+    assert names["heard"][13].shape == (1, 64, 128)
+    assert names["steered"].shape == (2, 128, 128, 3)
+    assert (names["steered"][0] != names["steered"][1]).any()

@@ -5,11 +5,15 @@
 
     heard = {}
     site = parse_site("double.15.ff")
-    capture = Capture([site], steps=[13], receive=lambda site, step, x: heard.update({step: x.clone()}))
+    capture = Capture([site], [13], lambda site, step, x: heard.update({step: x.clone()}))
     latents = model.sample(["a small blue star on a gray background"], [2], capture)
 
-Weights are loaded when they are first needed: those that embed prompts, then, after they are dropped, those
-that make pictures. What is special to a family of models its file in `families` says.
+    sae, _ = load_sae(shipped_sae(15))
+    push = Edit(sae, [[], [Change("add", 100.0, feature=900)]], Scope(site, steps=range(20)))
+    steered = model.pictures(["a large red circle on a white background"] * 2, [1, 1], push)
+
+Weights are loaded when they are first needed: those that embed prompts, then those that make pictures. What
+is special to a family of models its file in `families` says.
 """
 
 from __future__ import annotations
@@ -30,8 +34,6 @@ from fluxscope.models.placement import clear_memory_errors, free_memory, pick_de
 from fluxscope.models.prompts import Embedding, Prompts, TextPart, stack
 from fluxscope.models.spec import ModelSpec, PictureSpec, ResumePoint
 
-PROMPTS_AT_A_TIME = 16
-
 
 def open_model(
     model_id: str, device: str = "auto", dtype: str = "auto", prompt_folder: Path | str | None = None
@@ -49,9 +51,8 @@ def open_model(
     """
     where = pick_device(device)
     family, pipeline = family_of(model_id)
-    return Model(
-        model_id, family, pipeline, family.read_spec(model_id), where, pick_dtype(dtype, where), prompt_folder
-    )
+    spec, precision = family.read_spec(model_id), pick_dtype(dtype, where)
+    return Model(model_id, family, pipeline, spec, where, precision, prompt_folder)
 
 
 @final
@@ -79,9 +80,8 @@ class Model:
         self.model_id, self.family, self.pipeline, self.spec = model_id, family, pipeline, spec
         self.device, self.dtype = device, dtype
         own = family.default_settings(model_id)
-        self.defaults = PictureSpec(
-            own["height"], own["width"], own["num_inference_steps"], own["guidance_scale"]
-        )
+        size = own["height"], own["width"]
+        self.defaults = PictureSpec(*size, own["num_inference_steps"], own["guidance_scale"])
         self.text_length: int = own["max_sequence_length"]
         place = resolve(model_id)
         self._text = TextPart(family, place, pipeline, device, dtype, prompt_folder, self._make_room)
@@ -92,10 +92,8 @@ class Model:
         """A model around a diffusers pipeline that is loaded already; prompts are given as embeddings."""
         name = type(pipe).__name__
         family = next(family for family in FAMILIES if name in family.pipelines)
-        transformer = pipe.transformer
-        model = cls(
-            name, family, name, family.spec(transformer.config), transformer.device, transformer.dtype
-        )
+        spec, where = family.spec(pipe.transformer.config), pipe.transformer.device
+        model = cls(name, family, name, spec, where, pipe.transformer.dtype)
         model._pipe = pipe
         return model
 
@@ -103,10 +101,8 @@ class Model:
         """Embed each distinct prompt once, or find it on the disk; the text encoders leave memory afterwards.
 
         Args:
-            length: text tokens of a prompt, pads included; None for the model's own.
-
-        Raises:
-            ConfigError: the model reads fewer text tokens.
+            length: text tokens of a prompt, pads included; None for the model's own. A ConfigError where the
+                model reads fewer.
         """
         with clear_memory_errors("embedding prompts"):
             return self._text.embed(prompts, length or self.text_length)
@@ -127,6 +123,7 @@ class Model:
 
     @property
     def transformer(self) -> nn.Module:
+        """The model under study, loaded."""
         return cast(nn.Module, self.pipe.transformer)
 
     @property
@@ -146,14 +143,13 @@ class Model:
     ) -> Float[Tensor, "b t c"]:
         """Denoise one batch, a row for each prompt and seed, and return the packed latents.
 
-        A picture's noise comes from a CPU generator of its own seed, so that it does not depend on the batch
-        it is made in, nor on the device.
+        Each picture's noise is of its own seed, whatever the batch it is made in and the device.
 
         Args:
             hooks: what listens or acts meanwhile, in this order.
             spec: size, steps and guidance; None for the model's own.
-            start: go on from here instead of from noise; the bits are those of an uninterrupted run of the
-                same batch size. Only where `can_resume`.
+            start: go on from here instead of from noise, with the bits of an uninterrupted run; only where
+                `can_resume`.
             stop_after: the last step to take, counted from 0, for who only listens; latents are then noisy.
 
         Raises:
@@ -165,13 +161,18 @@ class Model:
         assert first < spec.steps and (first == 0 or self.can_resume)
         clock = Clock(first, len(rows[0].tokens))
 
+        nothing = None
+        if self.family.needs_nothing(pipe, spec.guidance):
+            empty = self.encode([""], clock.text_tokens)[""]
+            nothing = stack([empty] * len(rows), self.device, self.dtype)
+
         def on_step(taken: int) -> bool:
             clock.step = first + taken + 1
             return first + taken == stop_after
 
         run = DenoisingRun(
             prompts=stack(rows, self.device, self.dtype),
-            nothing=self._nothing(len(rows), clock.text_tokens, spec),
+            nothing=nothing,
             generators=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             spec=spec,
             on_step=on_step,
@@ -190,8 +191,8 @@ class Model:
         """Turn packed latents into RGB pictures, on the CPU."""
         with clear_memory_errors("decoding pictures"):
             pixels = self.family.decode(self.pipe, latents, spec or self.defaults)
-        pixels = (pixels.float() / 2 + 0.5).clamp(0, 1) * 255
-        return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()  # b c h w -> b h w c
+        pixels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).cpu().contiguous()  # b c h w -> b h w c
 
     def pictures(
         self, prompts: Sequence[str], seeds: Sequence[int], *hooks: Hook, spec: PictureSpec | None = None
@@ -203,8 +204,3 @@ class Model:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         embedded = self.encode(texts) if texts else {}
         return [embedded[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
-
-    def _nothing(self, rows: int, length: int, spec: PictureSpec) -> dict[str, Tensor] | None:
-        if not self.family.needs_nothing(self.pipe, spec.guidance):
-            return None
-        return stack([self.encode([""], length)[""]] * rows, self.device, self.dtype)

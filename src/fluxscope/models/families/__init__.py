@@ -12,7 +12,7 @@ from fluxscope.models.families.family import DenoisingRun, Family
 from fluxscope.models.families.flux1 import Flux1
 from fluxscope.models.families.flux2 import Flux2
 
-__all__ = ["FAMILIES", "DenoisingRun", "Family", "default_settings", "family_of"]
+__all__ = ["FAMILIES", "DenoisingRun", "Family", "Flux1", "Flux2", "default_settings", "family_of"]
 
 FAMILIES: tuple[Family, ...] = (
     Flux1(),

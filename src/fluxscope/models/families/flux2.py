@@ -56,7 +56,8 @@ class Flux2(Family):
         text, channels, ratio = config["joint_attention_dim"], config["in_channels"], config["mlp_ratio"]
         a_stream = (4 + 3 * ratio) * d * d
         streams = 2 * config["num_layers"] + config["num_single_layers"]
-        outside = (channels * 2 + text + 512) * d + (15 + 2 + 4) * d * d
+        conditions = 2 if config["guidance_embeds"] else 1  # the timestep and, where it is embedded, guidance
+        outside = (channels * 2 + text + conditions * 256) * d + (15 + 2 + conditions) * d * d
         return ModelSpec(
             width=d,
             n_double=config["num_layers"],
@@ -64,7 +65,7 @@ class Flux2(Family):
             text_width=text,
             pooled_width=0,
             latent_channels=channels,
-            guidance_embedded=config.get("guidance_embeds", True),
+            guidance_embedded=config["guidance_embeds"],
             parameters=round(streams * a_stream + outside),
         )
 
