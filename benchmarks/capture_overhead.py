@@ -40,8 +40,8 @@ def main() -> None:
     embedded = model.encode(prompts, config.max_sequence_length)
     rows, seeds = [embedded[prompt] for prompt in prompts], list(range(len(prompts)))
     pipe, spec = model.pipe, picture_spec(config)
-    sites = [parse_site(config.site_of(layer)) for layer in arguments.layers]
-    saes = {site.name: load(config.sae_paths[site.layer])[0] for site in sites}
+    sites = [parse_site(config.numbered_site(layer)) for layer in arguments.layers]
+    saes = {site.name: load(config.sae_paths[site.name])[0] for site in sites}
 
     def bare() -> torch.Tensor:
         return pipe(

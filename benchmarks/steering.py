@@ -28,9 +28,9 @@ ROUNDS = 3
 def main() -> None:
     config = make_config(steer_steps="8-12")
     model = open_model(config.model_id, config.device, config.dtype)
-    steerer = load_steerer(config, model, config.active_layer, [PROMPT])
+    steerer = load_steerer(config, model, config.site, [PROMPT])
     rows = [[Change("add", s, 3)] for s in STRENGTHS]
-    scope = scope_of(config, config.active_layer)
+    scope = scope_of(config, config.site)
     calls: list[int] = []
     model.transformer.register_forward_hook(lambda m, a, output: calls.append(len(output[0])))
 

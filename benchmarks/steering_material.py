@@ -153,7 +153,7 @@ def prepare(out: Path, per_attribute: int) -> Material:
         return material
     records, _ = load_manifest(files.manifest, files.root)
     seen = [oracle.read(np.asarray(open_picture(row["image_path"]))) for row in records]
-    store = CodeStore(files.codes, config.site_of(files.layer), config.target_step_index)
+    store = CodeStore(files.codes, files.site, config.target_step_index)
     detectors, scores, means = detectors_of(store, seen)
     material = Material(
         run,
@@ -254,7 +254,7 @@ def right_pictures(config: Config, folder: Path) -> list[Picture]:
     kept in the folder."""
     rng = np.random.default_rng(11)
     scenes = {world.caption(s): s for s in (world.sample_scene(rng, n_objects=1) for _ in range(CANDIDATES))}
-    steerer = load_steerer(config, open_model_of(config), config.active_layer, list(scenes))
+    steerer = load_steerer(config, open_model_of(config), config.site, list(scenes))
     asked = [(prompt, 1000 + number) for number, prompt in enumerate(scenes)]
     right = []
     for first in range(0, len(asked), 16):

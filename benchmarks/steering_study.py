@@ -113,7 +113,7 @@ class Study:
     def steerer(self) -> Steerer:
         config = config_of(self.out)
         prompts = [picture.prompt for picture in self.material.pictures]
-        steerer = load_steerer(config, open_model_of(config), config.active_layer, prompts)
+        steerer = load_steerer(config, open_model_of(config), config.site, prompts)
         steerer.max_rows = 32
         return steerer
 

@@ -31,10 +31,12 @@ class Config(fluxscope_config.Config):
     device: str = "auto"
     dtype: str = "auto"
 
-    # The SAEs
+    # The SAEs: of blocks 5 and 15, or by site in saes, such as {"double.7.attn": "path/to/sae_best.pt"}
+    saes: dict[str, str] | None = None
+    active_site: str | None = None
     layer5_sae_path: str | None = None
     layer15_sae_path: str | None = None
-    active_layer: int = 15
+    active_layer: int | None = None  # 15, or the block of the first of saes
     site_pattern: str = "double.{layer}.ff"
     sae_device: str = "auto"
     token_chunk_size: int = 256
@@ -76,6 +78,7 @@ class Config(fluxscope_config.Config):
     clip_percentile: float = 99.0
     overlay_style: str = "smooth"
     compare_layers: bool = True
+    compare: tuple[str, ...] = ()  # two sites for step 9; the first two
 
     # Steering
     steer_features: int = 5

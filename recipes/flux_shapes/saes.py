@@ -63,7 +63,7 @@ def gather(work: Path, pictures: int) -> Stores:
         FLUX_SHAPES,
         picture_spec(config),
         config.max_sequence_length,
-        [parse_site(config.site_of(layer)) for layer in LAYERS],
+        [parse_site(config.numbered_site(layer)) for layer in LAYERS],
         [config.target_step_index],
         training_captions(pictures),
         [SEED + i for i in range(pictures)],
@@ -78,7 +78,7 @@ def make(
 ) -> list[tuple[Path, Scores]]:
     """Train and score a layer's SAEs in one pass over its activations; returns their checkpoints."""
     config = Config()
-    site = config.site_of(layer)
+    site = config.numbered_site(layer)
     store = stores[site, config.target_step_index]
     split, batch = first_held_out(store.n_images), bundled[0].training.batch_size
     source = ByImage(store.read, range(split), batch, seed=0, buffer_images=store.n_images)
@@ -108,7 +108,7 @@ def spliced(layer: int, saes: list[LinearSae], pictures: int = 32) -> list[Splic
         [embedded[prompt] for prompt in prompts],
         list(range(pictures)),
         picture_spec(config),
-        parse_site(config.site_of(layer)),
+        parse_site(config.numbered_site(layer)),
         config.target_step_index,
         saes,
         BATCH,

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -171,6 +172,26 @@ def load_npy(path: Path | str, mmap: bool = False) -> np.ndarray:
         raise FluxscopeError(f"{path} is not there", "Run the step that makes it.") from None
     except (ValueError, EOFError, OSError) as error:
         raise FluxscopeError(f"{path} cannot be read ({error})", "Delete it and make it again.") from None
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, without its bytes twice where links work."""
+    beside = target.with_name(f".{target.name}.tmp")
+    if target.exists() and target.samefile(source):
+        note_written(target)
+        return  # renaming one name of a file over another does nothing, and would leave `beside`
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside.unlink(missing_ok=True)
+        try:
+            os.link(source, beside)
+        except OSError:
+            shutil.copyfile(source, beside)
+        beside.replace(target)
+        note_written(target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise explain_os_error(error, target) from error
 
 
 def save_image(path: Path | str, image: Image) -> None:

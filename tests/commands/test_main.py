@@ -119,7 +119,7 @@ def test_every_step_shows_the_flags_it_depends_on_and_no_others():
             continue
         for name in settings_table():
             shown = f"--{name.replace('_', '-')}" in re.split(r"[\s,/]+", page)
-            wanted = name in step.settings or name in ("out_dir", "model_id", "active_layer")
+            wanted = name in step.settings or name in ("out_dir", "model_id", "active_layer", "active_site")
             assert shown == (wanted and name not in NO_FLAG), (step.name, name)
 
 

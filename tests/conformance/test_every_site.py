@@ -27,7 +27,7 @@ def named(kind, block):
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory):
     """A run that listens at every kind of site: raw in block 0, with an SAE in block 1."""
-    path = make_config().sae_paths[15]
+    path = make_config().layer15_sae_path
     sites = [named(kind, 0) for kind in SITES] + [f"{named(kind, 1)}={path}" for kind in SITES]
     folder = tmp_path_factory.mktemp("sites") / "run"
     config = make_config(out_dir=str(folder), sites=",".join(sites), **SMALL)
@@ -104,7 +104,7 @@ def test_raw_activations_are_what_passes_there(collected, plain, kind):
     "kind", [k for k in SITES if k.blocks == "transformer_blocks"], ids=lambda kind: kind.pattern
 )
 def test_codes_are_the_sae_s_of_what_passes_there(collected, plain, kind):
-    sae, _ = load(collected.sae_paths[15])
+    sae, _ = load(collected.layer15_sae_path)
     for step in STEPS:
         store = CodeStore(RunDir.of(collected).codes, named(kind, 1), step)
         assert (store.n_images, store.n_tokens) == (2, TOKENS[kind.stream])

@@ -11,7 +11,6 @@ from fluxscope.measures import compare
 from fluxscope.measures.compare import (
     correlation_blocks,
     cosine_blocks,
-    fates,
     image_l0,
     linear_cka,
     one_to_one,
@@ -19,6 +18,7 @@ from fluxscope.measures.compare import (
     top_features,
     top_overlap,
 )
+from fluxscope.measures.profiles import shared_features
 
 
 def whole(blocks):
@@ -106,9 +106,9 @@ def test_dead_features_have_no_partner():
     assert np.isnan(found.similarity[2])
     assert one_to_one(found)[2] == -1
     assert 3 not in one_to_one(found)
-    fate = fates(found, np.delete(np.arange(11), 2), np.arange(7), threshold=0.0)
-    assert 2 not in fate.vanish
-    assert 3 in fate.appear
+    shared = shared_features(found, np.delete(np.arange(11), 2), np.arange(7), threshold=0.0)
+    assert 2 not in shared.vanish
+    assert 3 in shared.appear
 
 
 def test_few_candidates_are_the_best_ones():
@@ -118,13 +118,13 @@ def test_few_candidates_are_the_best_ones():
     np.testing.assert_array_equal(few.best, all_of_them.best)
 
 
-def test_fates():
+def test_features_persist_vanish_and_appear():
     a, _ = layers(200, 10)
     b = np.concatenate([a[:, :6], sparse_S(200, 3, 77)], axis=1)
-    fate = fates(found_in(a, b), np.arange(10), np.arange(9), 0.5)
-    assert fate.persist.tolist() == list(range(6))
-    assert fate.vanish.tolist() == [6, 7, 8, 9]
-    assert fate.appear.tolist() == [6, 7, 8]
+    shared = shared_features(found_in(a, b), np.arange(10), np.arange(9), 0.5)
+    assert shared.persist.tolist() == list(range(6))
+    assert shared.vanish.tolist() == [6, 7, 8, 9]
+    assert shared.appear.tolist() == [6, 7, 8]
 
 
 def test_l0_and_top_features():

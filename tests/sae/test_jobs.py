@@ -79,7 +79,7 @@ def test_folders_of_other_settings_are_refused(tmp_path: Path) -> None:
 
 def test_folder_names_are_those_that_readers_look_for() -> None:
     assert (
-        folder_name(15, 14, TrainConfig(k=16, hidden_dim=1024), 128, "now")
+        folder_name("layer15", 14, TrainConfig(k=16, hidden_dim=1024), 128, "now")
         == "sae_training_layer15_t14_topk16_x8_now"
     )
-    assert "_relu0.15_x" in folder_name(15, 14, TrainConfig("relu", l1_coeff=0.15), 128, "now")
+    assert "_relu0.15_x" in folder_name("layer15", 14, TrainConfig("relu", l1_coeff=0.15), 128, "now")

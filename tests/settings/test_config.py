@@ -32,8 +32,8 @@ def test_captured_steps_begin_with_the_target_and_are_given_once():
 
 
 def test_layers_are_the_active_one_first():
-    assert make_config(active_layer=5).layers == (5, 15)
-    assert make_config(active_layer=5, compare_layers=False).layers == (5,)
+    assert make_config(active_layer=5).collected_sites == ("double.5.ff", "double.15.ff")
+    assert make_config(active_layer=5, compare_layers=False).collected_sites == ("double.5.ff",)
 
 
 @pytest.mark.parametrize(

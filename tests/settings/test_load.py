@@ -28,7 +28,7 @@ def test_what_is_not_given_is_as_the_run_was_made(folder):
     config = load_config_of_run(None, out_dir=folder)
     assert config.image_token_grid == (4, 6)
     assert (config.num_inference_steps, config.target_step_number, config.base_seed) == (8, 6, 7)
-    assert (config.active_layer, config.sae_paths) == (5, {5: "five.pt"})
+    assert (config.active_layer, config.sae_paths) == (5, {"double.5.ff": "five.pt"})
     assert config.images_subdir == "pictures"
     assert config.capture_steps == ()
 

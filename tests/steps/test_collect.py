@@ -68,12 +68,12 @@ def test_s_is_the_maximum_of_the_dense_code_over_tokens(finished):
     )
     for layer, heard in outputs.items():
         assert len(heard) == 20
-        sae, _ = load(config.sae_paths[layer])
+        files = RunDir.of(config, f"double.{layer}.ff")
+        sae, _ = load(config.sae_paths[files.site])
         dense = sae.encode(heard[config.target_step_index])  # (b, t, f)
-        files = RunDir.of(config, layer)
         s = load_npy(files.s_matrix)
         np.testing.assert_allclose(s[:8], dense.amax(1).numpy(), rtol=1e-4, atol=1e-4)
-        store = CodeStore(files.codes, config.site_of(layer), config.target_step_index)
+        store = CodeStore(files.codes, files.site, config.target_step_index)
         stored = torch.stack([store.image(i).to_dense() for i in range(8)])
         torch.testing.assert_close(stored, dense, rtol=1e-4, atol=1e-4)
 
@@ -215,9 +215,9 @@ def test_an_sae_of_another_width_is_refused_before_anything_is_generated(tmp_pat
 def test_bad_settings_are_clear_errors_before_anything_is_generated(tmp_path, settings, error, message):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a large red circle\n")
-    config = make_config(**{"out_dir": str(tmp_path / "run"), "prompts_path": str(prompts), **settings})
+    settings = {"out_dir": str(tmp_path / "run"), "prompts_path": str(prompts), **settings}
     with pytest.raises(error, match=message):
-        run_steps(config, "1")
+        run_steps(make_config(**settings), "1")
     assert not (tmp_path / "run" / "images").exists()
 
 

@@ -7,13 +7,14 @@ import fluxscope.steps.compare_layers as step
 from fluxscope.errors import MissingInputError, RunDirError
 from fluxscope.files import load_npy, read_json, read_jsonl
 from fluxscope.measures.compare import correlation_blocks, linear_cka, one_to_one, partners
+from fluxscope.measures.profiles import best_pairs, match
 from fluxscope.progress import Reporter
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context
-from fluxscope.run.layer_pictures import TOP_IMAGES, best_pairs, distinct
-from fluxscope.run.layers import open_layer
+from fluxscope.run.layers import open_layer, same_images
 from fluxscope.run.rundir import RunDir
 from fluxscope.settings.config import make_config
+from fluxscope.steps.compare_layers import SHEET_LEAST_IMAGES, TOP_IMAGES, distinct
 from tests.conftest import SMALL, run_steps
 
 
@@ -31,7 +32,9 @@ def test_the_summary_counts_what_s_holds(compared):
     alive = {}
     for layer in (5, 15):
         s = load_npy(compared.files.layer_comparison / f"S_layer{layer}.npy") > 1e-4
-        np.testing.assert_array_equal(s, load_npy(RunDir.of(compared.config, layer).s_matrix) > 1e-4)
+        np.testing.assert_array_equal(
+            s, load_npy(RunDir.of(compared.config, f"double.{layer}.ff").s_matrix) > 1e-4
+        )
         alive[layer] = set(np.flatnonzero(s.any(0)))
         assert summary[f"layer{layer}"]["num_alive_features"] == len(alive[layer])
         assert summary[f"layer{layer}"]["num_features"] == s.shape[1]
@@ -45,7 +48,7 @@ def test_the_summary_counts_what_s_holds(compared):
 
 def test_every_alive_early_feature_persists_or_vanishes(compared):
     found = read_json(compared.files.comparison)
-    s = load_npy(RunDir.of(compared.config, 5).s_matrix)
+    s = load_npy(RunDir.of(compared.config, "double.5.ff").s_matrix)
     assert sorted(found["persist"] + found["vanish"]) == np.flatnonzero((s > 1e-4).any(0)).tolist()
     assert set(found["matches"]) == {"image_level", "token_maps", "decoder_cosine"}
     assert 0 <= found["cka"] <= 1
@@ -54,9 +57,9 @@ def test_every_alive_early_feature_persists_or_vanishes(compared):
 
 
 def test_a_layer_and_itself_give_identity_correlation_one_and_cka_one(compared):
-    layer = open_layer(compared, 15, TOP_IMAGES)
-    alive, evidence = layer.stats.alive, step.Evidence.of(layer)
-    for name, found in step.match(evidence, evidence).items():
+    layer = open_layer(compared, "double.15.ff", TOP_IMAGES)
+    alive, profiles = layer.stats.alive, layer.profiles()
+    for name, found in match(profiles, profiles).items():
         varying = alive[np.isfinite(found.similarity[alive])]
         assert len(varying) > 100, name
         np.testing.assert_allclose(found.similarity[varying], 1, atol=1e-5)
@@ -68,7 +71,7 @@ def test_a_layer_and_itself_give_identity_correlation_one_and_cka_one(compared):
 
 
 def test_random_features_have_nothing_in_common(compared):
-    layer = open_layer(compared, 15, TOP_IMAGES)
+    layer = open_layer(compared, "double.15.ff", TOP_IMAGES)
     rng = np.random.default_rng(0)
     rows = layer.token_rows()
     order = rng.permutation(rows.shape[0])
@@ -89,7 +92,7 @@ def test_features_are_more_alike_on_the_same_images_than_by_chance(compared):
 
 def test_every_alive_late_feature_has_its_partner_too(compared):
     found = read_json(compared.files.comparison)
-    s = [load_npy(RunDir.of(compared.config, layer).s_matrix) for layer in (5, 15)]
+    s = [load_npy(RunDir.of(compared.config, f"double.{layer}.ff").s_matrix) for layer in (5, 15)]
     back = found["matches_back"]["image_level"]
     assert [row["feature"] for row in back] == np.flatnonzero((s[1] > 1e-4).any(0)).tolist()
     row = next(row for row in back if row["partner"] is not None)
@@ -112,19 +115,21 @@ def test_the_overlap_is_told_for_every_image(compared):
 
 def active_features(config, layer):
     """How many features are active on each token of the run, counted in the stored codes."""
-    store = CodeStore(RunDir.of(config, layer).codes, config.site_of(layer), config.target_step_index)
+    files = RunDir.of(config, f"double.{layer}.ff")
+    store = CodeStore(files.codes, files.site, config.target_step_index)
     images = [store.image(i) for i in range(SMALL["max_prompts"] * 2)]
     return np.concatenate([codes.counts().numpy() for codes in images])
 
 
 def test_the_pairs_shown_are_each_others_best_and_each_picture_is_of_its_own_prompt(compared):
-    early, late = (open_layer(compared, layer, TOP_IMAGES) for layer in (5, 15))
-    found = step.match(step.Evidence.of(early), step.Evidence.of(late))["token_maps"]
-    shown = best_pairs(early, found)
+    early, late = (open_layer(compared, f"double.{layer}.ff", TOP_IMAGES) for layer in (5, 15))
+    found = match(early.profiles(), late.profiles())["token_maps"]
+    often = np.rint(early.stats.frequency * len(early.s)) >= SHEET_LEAST_IMAGES
+    shown = best_pairs(found, often, 10)
     assert len(shown) == 10
     assert (found.back_best[found.best[shown]] == shown).all()
     assert (np.diff(found.similarity[shown]) <= 0).all()
-    records = step.same_images(early, late)
+    records = same_images(early, late)
     for feature in shown:
         images = distinct(early.stats.top_idx[:, feature], records)
         assert len({records[image]["prompt"] for image in images}) == len(images) == 4

@@ -124,9 +124,9 @@ def test_further_sites_are_heard_in_the_same_pass_with_and_without_an_sae(tmp_pa
     calls.clear()
     sites = (
         "double.15.ff_context",
-        f"double.5.ff={plain.sae_paths[5]}",
+        f"double.5.ff={plain.layer5_sae_path}",
         "single.1",
-        f"double.7={plain.sae_paths[15]}",
+        f"double.7={plain.layer15_sae_path}",
     )
     config = make_config(out_dir=str(tmp_path / "run"), sites=sites, **base)
     run_steps(config, "1")

@@ -36,7 +36,7 @@ FLAGS += ["--training-steps=30", "--expansion=2", "--k=4,8"]
 
 def training(folder, **changes) -> Training:
     base = TrainConfig(hidden_dim=256, steps=30)
-    settings = {"layers": (15,), "ks": (4, 8), "pictures": 40, "base": base, "stamp": "1"}
+    settings = {"sites": ("double.15.ff",), "ks": (4, 8), "pictures": 40, "base": base, "stamp": "1"}
     settings |= {"activations": folder / "activations", "saes": folder}
     return Training(**{**settings, **changes})
 
@@ -209,11 +209,11 @@ def test_bad_options_are_clear_errors(tmp_path, model):
     with pytest.raises(ConfigError, match="too few"):
         train(make_config(**QUICK), model, training(tmp_path, pictures=3), Reporter(quiet=True))
     with pytest.raises(ConfigError, match="--k cannot be"):
-        numbers("--k", "16,x")
+        numbers("--k", "16,x", int)
     with pytest.raises(FluxscopeError, match="k = 257 active features of 256"):
         train(make_config(**QUICK), model, training(tmp_path, ks=(4, 257)), Reporter(quiet=True))
     assert not list(tmp_path.iterdir())
-    assert numbers("--k", "16,32,16") == (16, 32)
+    assert numbers("--k", "16,32,16", int) == (16, 32)
     with pytest.raises(ConfigError, match="--l1 cannot be"):
         numbers("--l1", "0.1;0.2", float)
 

@@ -21,6 +21,7 @@ from fluxscope.models.model import open_model
 from fluxscope.models.placement import pick_device, pick_dtype
 from fluxscope.models.spec import ModelSpec
 from fluxscope.run.jobs import plan_jobs
+from fluxscope.run.rundir import RunDir
 from fluxscope.sae.formats import SaeInfo, load
 from fluxscope.settings.config import Config
 
@@ -55,9 +56,7 @@ def examine(config: Config) -> bool:
             find_clip(config),
             find_lpips(),
         ],
-        "A run with these settings": needs_of(
-            config, spec, {layer: info for layer, (_, info) in saes.items()}
-        ),
+        "A run with these settings": needs_of(config, spec, {site: info for site, (_, info) in saes.items()}),
     }
     findings = [finding for rows in sections.values() for finding in rows]
     width = max(len(finding.what) for finding in findings)
@@ -101,25 +100,25 @@ def find_model(config: Config) -> tuple[ModelSpec | None, Finding]:
     return spec, Finding("model", f"{config.model_id}: {blocks}")
 
 
-def find_saes(config: Config) -> dict[int, tuple[Finding, SaeInfo | None]]:
-    """What there is of each layer's SAE."""
-    found: dict[int, tuple[Finding, SaeInfo | None]] = {}
-    for layer, path in config.sae_paths.items():
-        what = f"SAE of layer {layer}"
+def find_saes(config: Config) -> dict[str, tuple[Finding, SaeInfo | None]]:
+    """What there is of each site's SAE."""
+    found: dict[str, tuple[Finding, SaeInfo | None]] = {}
+    for site, path in config.sae_paths.items():
+        what = f"SAE of {RunDir.of(config, site).name}"
         try:
             _, info = load(path)
         except FluxscopeError as error:
-            found[layer] = Finding(what, error.message, error.hint), None
+            found[site] = Finding(what, error.message, error.hint), None
             continue
         k = f", k = {info.k}" if info.k else ""
-        found[layer] = (
+        found[site] = (
             Finding(what, f"{info.architecture}, {info.input_dim} -> {info.hidden_dim}{k}: {path}"),
             info,
         )
-    if config.active_layer not in found:
-        what = f"SAE of layer {config.active_layer}"
-        mend = f"set layer{config.active_layer}_sae_path"
-        found[config.active_layer] = Finding(what, "not set", mend), None
+    if config.site not in found:
+        numbered = config.number_of(config.site)
+        mend = f"set layer{numbered}_sae_path, or saes" if numbered else "set saes"
+        found[config.site] = Finding(f"SAE of {RunDir.of(config).name}", "not set", mend), None
     return found
 
 
@@ -145,7 +144,7 @@ def find_lpips() -> Finding:
     return Finding("LPIPS", "not installed; distances use CLIP (optional: pip install 'fluxscope[lpips]')")
 
 
-def needs_of(config: Config, spec: ModelSpec | None, saes: dict[int, SaeInfo | None]) -> list[Finding]:
+def needs_of(config: Config, spec: ModelSpec | None, saes: dict[str, SaeInfo | None]) -> list[Finding]:
     """Pictures, transformer calls, memory by phase and disk."""
     try:
         jobs = plan_jobs(config)
@@ -153,7 +152,7 @@ def needs_of(config: Config, spec: ModelSpec | None, saes: dict[int, SaeInfo | N
         return [Finding("prompts", error.message, error.hint)]
     batch = config.batch_size or 1
     calls = math.ceil(len(jobs) / batch) * config.num_inference_steps
-    infos = [info for layer, info in saes.items() if info and layer in config.layers]
+    infos = [info for site, info in saes.items() if info and site in config.collected_sites]
     infos += [load(path)[1] for _, path in further_sites(config) if path]
     width = spec.width if spec else 0
     rows = [

@@ -31,18 +31,18 @@ from fluxscope.steps.table import STEPS
 NO_FLAG = ("patch_size", "patch_grid")
 """Settings that follow from the model or from the picture's size."""
 
-SHORT_NAMES = {"active_layer": "--layer", "steer_steps": "--steps"}
+SHORT_NAMES = {"active_layer": "--layer", "saes": "--sae", "steer_steps": "--steps"}
 """Shorter flags, where a command has no option of that name."""
 
 PROFILE_SETTINGS = (
     *("device", "dtype", "batch_size", "sae_device", "token_chunk_size"),
-    *("site_pattern", "layer5_sae_path", "layer15_sae_path"),
+    *("saes", "site_pattern", "layer5_sae_path", "layer15_sae_path"),
     *("height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"),
     *("target_step_number", "capture_steps"),
 )
 """What `steps-profile` depends on beside the run's folder."""
 
-EVERYWHERE = ("out_dir", "model_id", "active_layer")
+EVERYWHERE = ("out_dir", "model_id", "active_layer", "active_site")
 """Settings that every step takes, beside its own: they say whose files are meant."""
 
 ConfigFile = Annotated[
@@ -157,7 +157,7 @@ def with_settings(
     def command(**given: Any) -> None:
         with clear_errors():
             chosen = {flag.name: given.pop(flag.name) for flag in flags}
-            chosen = {name: value for name, value in chosen.items() if value is not None}
+            chosen = {name: value for name, value in chosen.items() if value not in (None, [])}
             if kind:
                 config = make_config(kind, **chosen)
             else:
@@ -194,7 +194,7 @@ def _fields(group: type) -> list[inspect.Parameter]:
 def _flag(name: str, taken: set[str]) -> inspect.Parameter:
     """The flag of a setting: its name with dashes, its meaning as the help text."""
     field = settings_table()[name]
-    kind = str if field.kind is tuple else field.kind
+    kind: Any = list[str] if field.kind is dict else str if field.kind is tuple else field.kind
     dashed = "--" + name.replace("_", "-")
     names = [f"{dashed}/--no-{name.replace('_', '-')}"] if kind is bool else [dashed]
     if name in SHORT_NAMES and SHORT_NAMES[name] not in taken:

@@ -38,7 +38,7 @@ class StepRecord:
 
 
 def run(context: Context, pictures: int) -> str:
-    """Profile the layer's site over `capture_steps` (all steps when there are none)."""
+    """Profile the site over `capture_steps` (all steps when there are none)."""
     config, files = context.config, context.files
     records, _ = load_manifest(files.manifest, files.root)
     if not files.selected_features.is_file():
@@ -74,12 +74,12 @@ def gather(
     """Denoise the pictures and score the site's activations at each step."""
     config, files, model = context.config, context.files, context.model
     sae_device = pick_device(config.sae_device, fallback=str(model.device))
-    sae, _ = load_sae_for(config, files.layer, model.spec, sae_device)
+    sae, _ = load_sae_for(config, files.site, model.spec, sae_device)
     gathered = {step: StepRecord(Evaluation(sae.input_dim, sae.hidden_dim), []) for step in steps}
     texts = [record["prompt"] for record in records]
     prompts = model.encode(texts, config.max_sequence_length)
     spec = picture_spec(config)
-    site, size = parse_site(config.site_of(files.layer)), config.batch_size or 1
+    site, size = parse_site(files.site), config.batch_size or 1
     seeds = [record["seed"] for record in records]
     with context.report.progress("pictures", len(records), "images") as advance:
         for first, heard in listen(model, prompts, texts, seeds, spec, [site], steps, size):
@@ -116,7 +116,7 @@ def as_json(
     scores = {step: record.fit.scores() for step, record in gathered.items()}
     return {
         "layer_index": context.files.layer,
-        "site": context.config.site_of(context.files.layer),
+        "site": context.files.site,
         "num_images": sum(len(part) for part in gathered[steps[0]].maxima),
         "steps": list(steps),
         "explained_variance": [scores[step].explained_variance for step in steps],

@@ -32,14 +32,14 @@ def self_check(config: Config, prompt: str, seed: int, report: Reporter) -> bool
     files = RunDir.of(config)
     assert config.prompts_path is not None
     prompt = prompt or read_prompts(config.prompts_path)[0]
-    steerer = load_steerer(config, open_model_of(config), files.layer, [prompt])
-    scope = scope_of(config, files.layer)
+    steerer = load_steerer(config, open_model_of(config), files.site, [prompt])
+    scope = scope_of(config, files.site)
     norm, feature = survey(steerer, prompt, seed, scope)
     report.say(f"{config.model_id}, {scope.site.name}, steps {scope.steps[0]}-{scope.steps[-1]}")
     report.say(f"mean norm of a token {norm:.3g}; most active feature {feature}")
     plain, _ = run(steerer, prompt, seed, None, scope)
     nothing: Row = [Change("add", 0.0, feature)]
-    if scope.site.name == config.site_of(files.layer):
+    if scope.site.name == files.site:
         nothing = [*nothing, Change("scale", 1.0, feature)]
     same, fired = run(steerer, prompt, seed, nothing, scope)
     push = Change("add", PUSH * norm, direction=random_direction(steerer.sae.input_dim, seed))

@@ -95,11 +95,11 @@ def steer_once(config: Config, request: Request, report: Reporter) -> Path:
     if request.region is not None:
         assert config.height and config.width
         region = box_to_tokens(request.region, config.height, config.width, config.patch_size)
-    scope = scope_of(config, files.layer, request.kind, region)
+    scope = scope_of(config, files.site, request.kind, region)
     units = units_of(config, files, request, report)
     steerer = loaded(config, request, report)
     heard: list[torch.Tensor] = []
-    capture = listening(config, files.layer, steerer, request.features, heard)
+    capture = listening(config, files.site, steerer, request.features, heard)
     changes = [request.changes(units)]
     made = steerer.steer(request.prompt, request.seed, changes, scope, also=[capture])
     how = [seed_of(request), when_and_where(config, scope)]
@@ -125,8 +125,7 @@ def file_name(*words: str) -> str:
 
 def loaded(config: Config, request: Request, report: Reporter) -> Steerer:
     """The model with the request's prompt; says what it doesn't know of it."""
-    layer = RunDir.of(config).layer
-    steerer = load_steerer(config, open_model_of(config), layer, [request.prompt], request.features)
+    steerer = load_steerer(config, open_model_of(config), config.site, [request.prompt], request.features)
     for warning in steerer.prompts.warnings:
         report.say(f"warning: {warning}")
     return steerer
@@ -135,7 +134,7 @@ def loaded(config: Config, request: Request, report: Reporter) -> Steerer:
 def units_of(config: Config, files: RunDir, request: Request, report: Reporter) -> dict[int, float]:
     """How much a strength of 1 is for each feature; warns of features that the run never saw active."""
     try:
-        store = CodeStore(files.codes, config.site_of(files.layer), config.target_step_index)
+        store = CodeStore(files.codes, files.site, config.target_step_index)
     except MissingInputError:
         if config.strength_unit == "activation" and request.kind == "add":
             raise
@@ -160,16 +159,15 @@ def units_in_words(units: dict[int, float]) -> str:
 
 
 def listening(
-    config: Config, layer: int, steerer: Steerer, features: tuple[int, ...], heard: list[torch.Tensor]
+    config: Config, site: str, steerer: Steerer, features: tuple[int, ...], heard: list[torch.Tensor]
 ) -> Capture:
     """A hook that puts the features' codes in the baseline at the target step into `heard`."""
 
-    def receive(site: Site, step: int, x: torch.Tensor) -> None:
+    def receive(_: Site, step: int, x: torch.Tensor) -> None:
         codes = encode_sparse(steerer.sae, x[:1].to(steerer.sae.pre_bias.device)).to("cpu")
         heard.append(torch.stack([codes.column(feature) for feature in features]).amax(0))
 
-    site = parse_site(config.site_of(layer))
-    return Capture([site], [config.target_step_index], receive)
+    return Capture([parse_site(site)], [config.target_step_index], receive)
 
 
 def write_sheet(
@@ -218,7 +216,7 @@ def steer_bench(
     """One feature on one prompt: every strength over every range of steps, with difference maps below."""
     files = RunDir.of(config)
     parts = [dataclasses.replace(config, steer_steps=steps) for steps in ranges]
-    scopes = [scope_of(part, files.layer, request.kind) for part in parts]
+    scopes = [scope_of(part, files.site, request.kind) for part in parts]
     units = units_of(config, files, request, report)
     steerer = loaded(config, request, report)
     distance = load_distance(config)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
 
 from fluxscope.commands.options import Quiet
 from fluxscope.embedded import FLUX_SHAPES, TEST_PROMPTS
-from fluxscope.errors import ConfigError
+from fluxscope.fields import Number, to_numbers
 from fluxscope.progress import Reporter
 from fluxscope.settings.config import Config
 
@@ -20,8 +19,11 @@ if TYPE_CHECKING:
     from fluxscope.sae.normalisation import Whitening
     from fluxscope.training.train import Training
 
-Number = TypeVar("Number", int, float)
 Layers = Annotated[str, typer.Option("--layers", help="Blocks to train SAEs for, such as 5,15.")]
+Sites = Annotated[
+    str,
+    typer.Option("--sites", help="Or the sites to train them for by name, such as double.7.attn,single.1."),
+]
 Architecture = Annotated[
     str,
     typer.Option("--architecture", help="topk, batch_topk, matryoshka_batch_topk, jumprelu or relu (L1)."),
@@ -80,6 +82,7 @@ class TrainOptions:
     """The options of `fluxscope train`; cli.py makes a flag of each."""
 
     layers: Layers = "5,15"
+    sites: Sites = ""
     architecture: Architecture = "topk"
     k: Ks = None
     expansion: Expansion = None
@@ -156,15 +159,15 @@ def wanted_training(width: int, config: Config, options: TrainOptions, k: str) -
         seed=options.seed,
     )
     return Training(
-        layers=numbers("--layers", options.layers),
-        ks=numbers("--k", k),
+        sites=sites_of(config, options),
+        ks=numbers("--k", k, int, low=1),
         pictures=options.pictures,
         base=base,
         activations=options.activations_dir,
         saes=options.saes_dir,
         stamp=options.stamp,
-        l1s=numbers("--l1", options.l1, float),
-        l0s=numbers("--l0", options.l0, float),
+        l1s=numbers("--l1", options.l1, float, low=0),
+        l0s=numbers("--l0", options.l0, float, low=0),
         spliced_pictures=options.spliced_pictures,
         wandb=options.wandb,
     )
@@ -179,14 +182,17 @@ def shapes_captions(config: Config, count: int) -> list[str] | None:
     return training_captions(count)
 
 
-def numbers(flag: str, text: str, kind: Callable[[str], Number] = int) -> tuple[Number, ...]:
+def sites_of(config: Config, options: TrainOptions) -> tuple[str, ...]:
+    """The sites to train SAEs for: those named, or those of the blocks."""
+    if options.sites:
+        return tuple(dict.fromkeys(part.strip() for part in options.sites.split(",")))
+    return tuple(map(config.numbered_site, numbers("--layers", options.layers, int, low=0)))
+
+
+def numbers(flag: str, text: str, kind: type[Number], **bounds: float) -> tuple[Number, ...]:
     """The numbers of a list such as "16,32", each once.
 
     Raises:
         ConfigError: it is no such list.
     """
-    try:
-        return tuple(dict.fromkeys(kind(part) for part in text.split(",")))
-    except ValueError:
-        examples = "whole numbers, such as 16,32" if kind is int else "numbers, such as 0.1,0.2"
-        raise ConfigError(f"{flag} cannot be {text!r}", f"Give {examples}.") from None
+    return tuple(dict.fromkeys(to_numbers(flag, text, kind, **bounds)))

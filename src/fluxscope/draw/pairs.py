@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fluxscope.dims import Picture
+import numpy as np
+
+from fluxscope.dims import Picture, TokenMap
+from fluxscope.draw.heatmap import outline_heatmap, overlay_heatmap, token_map_to_heatmap
 from fluxscope.draw.page import MARGIN, blank_page, fitted_size, paste_framed
 from fluxscope.draw.text import FAINT, INK, LINE, PANEL, SOFT, font, line_height, shorten, wrap, write_lines
 from fluxscope.errors import MissingInputError
@@ -37,6 +40,29 @@ class FeaturePair:
     upper: Sequence[Picture | Image]
     lower: Sequence[Picture | Image]
     captions: Sequence[str] = ()
+
+
+def heatmaps_on_one_scale(
+    pictures: Sequence[Picture],
+    token_maps: Sequence[TokenMap],
+    grid: tuple[int, int],
+    percentile: float,
+    alpha: float,
+) -> list[Picture]:
+    """One feature's heatmaps over several pictures; what is faint on one of them stays faint.
+
+    Args:
+        grid: rows and columns of tokens.
+        percentile: of a token map, at which its heatmap saturates.
+        alpha: opacity where the activation is highest.
+    """
+    full = max(float(np.percentile(tokens, percentile)) for tokens in token_maps)
+    drawn = []
+    for picture, tokens in zip(pictures, token_maps, strict=True):
+        height, width = picture.shape[:2]
+        heat = token_map_to_heatmap(tokens, width, height, grid, percentile, max(full, 1e-6))
+        drawn.append(outline_heatmap(overlay_heatmap(picture, heat, alpha), heat))
+    return drawn
 
 
 def pair_sheet(

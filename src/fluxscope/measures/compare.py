@@ -235,29 +235,3 @@ def top_overlap(
     hit = ((translated[:, :, None] == b[:, None, :]) & (translated >= 0)[:, :, None]).any(2)
     size = (a >= 0).sum(1)
     return (hit.sum(1) / np.where(size > 0, size, np.nan)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Fates:
-    """What becomes of the features from layer a (earlier) to layer b (later); ids, ascending.
-
-    Attributes:
-        persist: features of a with a partner in b at least as similar as the threshold.
-        vanish: alive features of a without one.
-        appear: alive features of b without one in a.
-    """
-
-    persist: Int32[np.ndarray, " p"]
-    vanish: Int32[np.ndarray, " v"]
-    appear: Int32[np.ndarray, " q"]
-
-
-def fates(
-    found: Partners, alive_a: Int[np.ndarray, " m"], alive_b: Int[np.ndarray, " o"], threshold: float = 0.5
-) -> Fates:
-    """Tell features that persist from those that vanish and appear, by their best partners' similarity."""
-    kept = found.similarity[alive_a] >= threshold  # NaN is not
-    known = found.back_similarity[alive_b] >= threshold
-    return Fates(
-        alive_a[kept].astype(np.int32), alive_a[~kept].astype(np.int32), alive_b[~known].astype(np.int32)
-    )

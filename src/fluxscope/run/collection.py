@@ -1,6 +1,6 @@
 """The lasting side of a collection: whose folder it is, how far it came, and what it ends with.
 
-A target is one layer that is collected: its SAE, its codes on disk, its files. Everything that can be
+A target is one site with an SAE that is collected: its codes on disk, its files. Everything that can be
 wrong with settings, checkpoints or the folder is found here, before anything is generated.
 """
 
@@ -46,12 +46,14 @@ IDENTITY = (
 )
 """Settings that decide what pictures and codes a folder holds; one folder holds those of one identity."""
 
+OF_A_SITE = ("site_pattern", "target_step_number", "capture_steps", "sae_sha256")
+"""What may differ from one site of a folder to another: the pictures do not depend on it."""
+
 
 @dataclass(frozen=True)
 class Target:
-    """One layer to collect: its tap, its SAE's record, its files."""
+    """One site to collect: its tap, its SAE's record, its files."""
 
-    layer: int
     tap: Tap
     sae: LinearSae
     info: SaeInfo
@@ -64,7 +66,7 @@ class Collection:
     """Everything that one pass collects.
 
     Attributes:
-        targets: the layers, the active one first.
+        targets: the sites with an SAE, the one that the run is about first.
         further: other sites.
     """
 
@@ -95,76 +97,77 @@ def open_collection(
         ConfigError: the model lacks a site.
         RunDirError: the folder belongs to other settings.
     """
-    sites = [config.site_of(layer) for layer in config.layers]
-    if len(set(sites)) < len(sites):
-        raise ConfigError(
-            f"both layers' SAEs would listen at {sites[0]}",
-            "Write {layer} where the block's number stands in --site-pattern, or give --no-compare-layers.",
-        )
-    saes = {layer: load_sae_for(config, layer, spec, device) for layer in config.layers}
-    others = load_further(config, spec, device, taken={config.site_of(layer) for layer in saes})
-    hashes = {layer: info.sha256() for layer, (_, info) in saes.items()}
+    saes = {site: load_sae_for(config, site, spec, device) for site in config.collected_sites}
+    others = load_further(config, spec, device, taken=set(saes))
+    hashes = {site: info.sha256() for site, (_, info) in saes.items()}
     if force:
         clear(config)
     check_folder(config, jobs, hashes)
     targets = []
-    for layer, (sae, info) in saes.items():
-        files = RunDir.of(config, layer)
+    for site, (sae, info) in saes.items():
+        files = RunDir.of(config, site)
         committed = repair_manifest(files, config.batch_size or 1)
-        tap = open_tap(config, spec, parse_site(config.site_of(layer)), sae, committed)
+        tap = open_tap(config, spec, parse_site(site), sae, committed)
         if tap.done < committed:
             raise RunDirError(
                 f"{files.manifest} lists {committed} images, but the codes of {tap.done} are stored",
                 "The folder's files do not fit together: give --force to collect anew.",
             )
-        target = Target(layer, tap, sae, info, files, hashes[layer])
+        target = Target(tap, sae, info, files, hashes[site])
         write_run_log(config, target, jobs, completed=tap.done, seconds=0.0)
         targets.append(target)
     done = targets[0].tap.done
-    further = [open_tap(config, spec, site, sae, done) for site, sae in others]
+    further = [open_tap(config, spec, place, sae, done) for place, sae in others]
     return Collection(targets, further)
 
 
 def load_sae_for(
-    config: Config, layer: int, spec: ModelSpec, device: torch.device
+    config: Config, site: str, spec: ModelSpec, device: torch.device
 ) -> tuple[LinearSae, SaeInfo]:
-    """Load a layer's SAE and see whether the model has its site, and in its width.
+    """Load a site's SAE and see whether the model has the site, and in its width.
 
     Raises:
         CheckpointError: the SAE is missing, damaged, or of another width.
-        ConfigError: no SAE is set, or the model lacks the site.
+        ConfigError: no SAE is set, or the model lacks the site, or it has no image tokens.
     """
-    path, site = config.sae_path(layer), config.site_of(layer)
-    spec.check_site(parse_site(site))
+    path, place = config.sae_path(site), parse_site(site)
+    spec.check_site(place)
+    if place.kind.stream != "image":
+        raise ConfigError(
+            f"{site} has text tokens, and maps of features are drawn over image tokens",
+            f"To keep the codes of such a site beside a run, give --sites {site}={path}.",
+        )
     sae, info = load(path, device)
     check_width(config, site, path, sae, spec)
     return sae, info
 
 
-def check_folder(config: Config, jobs: list[Job], sae_hashes: dict[int, str]) -> None:
+def check_folder(config: Config, jobs: list[Job], sae_hashes: dict[str, str]) -> None:
     """Refuse a folder whose pictures or codes were made with other settings, prompts or SAEs."""
-    for layer in config.layers:
-        log = RunDir.of(config, layer).run_log
+    for site in config.collected_sites:
+        files = RunDir.of(config, site)
+        own = files.run_log.is_file()
+        log = files.run_log if own else files.root / files.run_log.name  # new sites must fit the pictures
         if not log.is_file():
             continue
         old = read_json(log).get("identity", {})
-        for name, value in identity(config, jobs, sae_hashes[layer]).items():
-            if name in old and old[name] != value:
+        for name, value in identity(config, jobs, sae_hashes[site]).items():
+            if name in old and old[name] != value and (own or name not in OF_A_SITE):
                 raise RunDirError(
-                    f"{config.out_dir} was made with {difference(layer, name, old[name], value)}",
+                    f"{config.out_dir} was made with {difference(files.name, name, old[name], value)}",
                     "Give what it was made with, choose a new folder with --out-dir, or make this one anew "
                     "with --force.",
                 )
 
 
-def difference(layer: int, name: str, old: Any, new: Any) -> str:
+def difference(site: str, name: str, old: Any, new: Any) -> str:
     """What differs, for the user: hashes say nothing."""
-    words = {"prompts_sha256": "other prompts", "sae_sha256": f"another SAE of layer {layer}"}
+    words = {"prompts_sha256": "other prompts", "sae_sha256": f"another SAE of {site}"}
     return words.get(name, f"{name} = {old}, not {new}")
 
 
 def identity(config: Config, jobs: list[Job], sae_hash: str) -> dict[str, Any]:
-    """What decides which pictures and codes a layer's files hold."""
+    """What decides which pictures and codes a site's files hold."""
     prompts = "\n".join(job.prompt for job in jobs)
     settings = {name: getattr(config, name) for name in IDENTITY}
     return settings | {
@@ -194,17 +197,17 @@ def repair_manifest(files: RunDir, batch_size: int) -> int:
 
 def clear(config: Config) -> None:
     """Take away what an earlier collection left in the folder, commit records first."""
-    layers = [RunDir.of(config, layer) for layer in (5, 15)]  # before the log that says which is the first
-    root = layers[0]
-    for files in layers:
-        for path in (files.manifest, files.s_matrix):
-            path.unlink(missing_ok=True)
+    root = RunDir.of(config)
+    homes = root.homes  # looked up before their logs are taken away
+    for home in homes:
+        for name in (root.manifest.name, root.s_matrix.name):
+            (home / name).unlink(missing_ok=True)
     for kept in (root.codes, root.activations):
         shutil.rmtree(kept, ignore_errors=True)
     for picture in root.images.glob("img_*.png"):
         picture.unlink()
-    for files in layers:
-        files.run_log.unlink(missing_ok=True)
+    for home in homes:
+        (home / root.run_log.name).unlink(missing_ok=True)
 
 
 def write_s_matrix(target: Target, images_per_block: int = 64) -> None:
@@ -235,7 +238,7 @@ def write_run_log(config: Config, target: Target, jobs: list[Job], completed: in
         path,
         settings
         | {
-            "layer_index": target.layer,
+            "layer_index": target.files.layer,
             "site": target.tap.site.name,
             "target_step_index": config.target_step_index,
             "sae_ckpt_path": str(target.info.path),

@@ -18,12 +18,12 @@ from fluxscope.settings.config import Config, settings_table
 HOW = frozenset(
     (
         *("device", "sae_device", "clip_device", "batch_size", "clip_batch_size", "token_chunk_size"),
-        *("out_dir", "active_layer"),
+        *("out_dir", "active_site", "active_layer"),
     )
 )
 """Settings that say where and in what portions work is done: what comes of it does not depend on them."""
 
-SAES = ("layer5_sae_path", "layer15_sae_path")
+SAES = ("saes", "layer5_sae_path", "layer15_sae_path")
 NAMES_OF_FILES = frozenset((*SAES, "sites", "prompts_path"))
 """Settings that name files of the user's: their contents count, and not their names."""
 
@@ -35,8 +35,8 @@ IDENTITY = (
 
 COLLECTED = (
     *IDENTITY,
-    *("prompts_path", "max_prompts", "active_layer", "layer5_sae_path", "layer15_sae_path"),
-    *("compare_layers", "sites"),
+    *("prompts_path", "max_prompts", "active_site", "active_layer"),
+    *("saes", "layer5_sae_path", "layer15_sae_path", "compare_layers", "sites"),
 )
 """Settings that say what a collection makes."""
 
@@ -45,12 +45,12 @@ def digest_of(name: str, context: Context, log: StepLog, both_layers: bool = Fal
     """The hash of what a step reads under this name; None where nothing is there.
 
     Args:
-        both_layers: what lies there of blocks 5 and 15.
+        both_layers: what lies there of the two sites that are compared.
     """
     config, files = context.config, context.files
     if name == "prompts":
         return log.digest(Path(config.prompts_path or "").absolute())
-    places = [RunDir.of(config, layer) for layer in (5, 15)] if both_layers else [files]
+    places = [RunDir.of(config, site) for site in config.compared_sites] if both_layers else [files]
     paths = {files.relative(path): path for place in places for path in paths_of(name, config, place)}
     if len(paths) == 1:
         return log.digest(next(iter(paths.values())))
@@ -60,11 +60,11 @@ def digest_of(name: str, context: Context, log: StepLog, both_layers: bool = Fal
 def paths_of(name: str, config: Config, files: RunDir) -> list[Path]:
     """The files and folders that a step reads under this name.
 
-    "codes" are those of the layer's site at the target step, "pictures" those that the manifest lists;
+    "codes" are those of the site at the target step, "pictures" those that the manifest lists;
     every other name is RunDir's.
     """
     if name == "codes":
-        return [files.codes / config.site_of(files.layer) / f"step_{config.target_step_index}"]
+        return [files.codes / files.site / f"step_{config.target_step_index}"]
     if name == "pictures":
         with suppress(FluxscopeError, OSError, KeyError, TypeError):
             return [files.root / str(row["image_path"]) for row in read_jsonl(files.manifest)]
@@ -73,11 +73,11 @@ def paths_of(name: str, config: Config, files: RunDir) -> list[Path]:
     return [path]
 
 
-def values_of(config: Config, names: Iterable[str], layers: Iterable[int], log: StepLog) -> Key:
+def values_of(config: Config, names: Iterable[str], sites: Iterable[str], log: StepLog) -> Key:
     """The values of settings as a key holds them, with the contents of the files that they name.
 
     Args:
-        layers: those whose SAEs count, where the names hold SAES.
+        sites: those whose SAEs count, where the names hold SAES.
     """
     names = list(names)
     key = {name: as_json(getattr(config, name)) for name in names if name not in HOW | NAMES_OF_FILES}
@@ -87,9 +87,9 @@ def values_of(config: Config, names: Iterable[str], layers: Iterable[int], log: 
             [site, log.digest(Path(path).absolute()) if path else None] for site, _, path in entries
         ]
     if any(name in SAES for name in names):
-        paths = {layer: config.sae_paths.get(layer) for layer in sorted(layers)}
-        found = {layer: log.digest(Path(path).absolute()) for layer, path in paths.items() if path}
-        key |= {f"SAE of layer {layer}": digest for layer, digest in found.items()}
+        paths = {site: config.sae_paths.get(site) for site in sites}
+        found = {site: log.digest(Path(path).absolute()) for site, path in paths.items() if path}
+        key |= {f"SAE of {site}": digest for site, digest in found.items()}
     return key
 
 
@@ -106,8 +106,8 @@ def command_for(name: str, files: RunDir, settings: Config | None = None) -> str
         words += ["--out-dir", str(files.root)]
     if name == "collect":
         words += _flags(_collected_with(files) or (vars(settings) if settings else {}))
-    elif files.layer != files.first_layer:
-        words += ["--layer", str(files.layer)]
+    elif files.site != files.first_site:
+        words += ["--layer", str(files.layer)] if files.numbered else ["--active-site", files.site]
     return shlex.join(words)
 
 
@@ -128,6 +128,8 @@ def _flags(settings: dict[str, Any]) -> list[str]:
         value, flag = as_json(settings.get(name)), name.replace("_", "-")
         if value is None or value == default[name]:
             continue
+        if isinstance(value, dict):
+            value = [f"{site}={path}" for site, path in value.items()]
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         else:

@@ -1,4 +1,4 @@
-"""Two layers of one run, read for step 9 from what step 1 stored."""
+"""What step 1 stored of a site, read for step 9."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from scipy.sparse import csr_array, vstack
 from fluxscope.dims import SMatrix
 from fluxscope.errors import MissingInputError, RunDirError
 from fluxscope.files import load_npy
+from fluxscope.measures.compare import sparse_S
+from fluxscope.measures.profiles import Profiles
 from fluxscope.measures.stats import FeatureStats, feature_stats
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context
@@ -24,24 +26,25 @@ from fluxscope.sae.formats import load
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's results, read once.
+    """One site's results, read once.
 
     Attributes:
         s: a memory map.
-        site: the site that was listened at.
     """
 
-    number: int
     files: RunDir
     s: SMatrix
     stats: FeatureStats
     store: CodeStore
     sae: LinearSae
-    site: str
 
     @property
     def name(self) -> str:
-        return f"layer {self.number}"
+        return self.files.name
+
+    def profiles(self) -> Profiles:
+        """What its features are compared by."""
+        return Profiles(sparse_S(self.s), self.token_rows(), self.directions())
 
     def token_blocks(self) -> Iterator[csr_array]:
         """The codes of all tokens, (images x tokens, features), a block of images at a time."""
@@ -68,8 +71,8 @@ class Layer:
             yield codes @ directions + bias
 
 
-def open_layer(context: Context, number: int, top_images: int) -> Layer:
-    """Read a layer's results.
+def open_layer(context: Context, site: str, top_images: int) -> Layer:
+    """Read a site's results.
 
     Args:
         top_images: how many top images to find for each feature.
@@ -78,22 +81,21 @@ def open_layer(context: Context, number: int, top_images: int) -> Layer:
         ConfigError: no SAE is set for it.
         MissingInputError: it was not collected.
     """
-    config = context.config
-    files, site = RunDir.of(config, number), config.site_of(number)
-    path = config.sae_path(number)
+    config, files = context.config, RunDir.of(context.config, site)
+    path = config.sae_path(site)
     if not files.s_matrix.is_file():
         raise MissingInputError(
-            f"layer {number} was not collected: {files.s_matrix} is not there",
+            f"{files.name} was not collected: {files.s_matrix} is not there",
             "Run step 1 with --compare-layers: fluxscope collect",
         )
     s = load_npy(files.s_matrix, mmap=True)
     store = CodeStore(files.codes, site, config.target_step_index)
     stats = feature_stats(s, config.eps_alive, top_images)
-    return Layer(number, files, s, stats, store, load(path)[0], site)
+    return Layer(files, s, stats, store, load(path)[0])
 
 
 def same_images(early: Layer, late: Layer) -> list[dict[str, Any]]:
-    """The manifest, after a look whether both layers list the same images.
+    """The manifest, after a look whether both sites list the same images.
 
     Raises:
         RunDirError: they do not.
@@ -102,7 +104,7 @@ def same_images(early: Layer, late: Layer) -> list[dict[str, Any]]:
     others, _ = load_manifest(late.files.manifest, late.files.root)
     if [picture_of(row) for row in records] != [picture_of(row) for row in others]:
         raise RunDirError(
-            f"layers {early.number} and {late.number} list different images",
+            f"{early.name} and {late.name} list different images",
             "Collect both in one run: fluxscope collect --force",
         )
     return records

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxscope.files import read_json
-from fluxscope.settings.config import Config, make_config, settings_table
+from fluxscope.settings.config import Config, make_config, overridden, settings_table
 from fluxscope.settings.load import given, is_python, load_config
 
 OF_A_RUN = ("layer5_sae_path", "layer15_sae_path", "images_subdir", "overlays_subdir")
@@ -21,7 +21,7 @@ def load_config_of_run(path: Path | str | None, **overrides: Any) -> Config:
     if is_python(path):
         return load_config(path, **overrides)
     said = given(path, **overrides)
-    return make_config(**{**settings_of_run(said), **said})
+    return make_config(**overridden(settings_of_run(said), said))
 
 
 def settings_of_run(said: dict[str, Any]) -> dict[str, Any]:
@@ -38,5 +38,13 @@ def settings_of_run(said: dict[str, Any]) -> dict[str, Any]:
     known = {name: value for name, value in identity.items() if name in settings_table()}
     known |= {name: recorded[name] for name in OF_A_RUN if name in recorded}
     known["active_layer"] = recorded["layer_index"]
+    known |= sites_of_run(Path(folder), recorded)
     known.pop("capture_steps", None)  # to the commands after the first step it says which steps to look at
     return known
+
+
+def sites_of_run(folder: Path, recorded: dict[str, Any]) -> dict[str, Any]:
+    """The SAEs that a run has by their sites, those collected later too; nothing where it has none."""
+    logs = [recorded, *(read_json(log) for log in sorted(folder.glob("*/run_log.json")))]
+    saes = {site: path for log in logs for site, path in (log.get("saes") or {}).items()}
+    return {"saes": saes, "active_site": recorded.get("site")} if saes else {}

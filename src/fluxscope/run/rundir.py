@@ -1,8 +1,8 @@
 """Every file name of the output tree, one property each.
 
-The root of an output folder holds the run's first layer; `layer_05/` and the like hold the same names for
-further layers of the same images. Pictures, prompts' images and token-level codes are shared and lie at
-the root. The names are fixed: docs/disk-format.md lists them.
+The root of an output folder holds the run's first site; `layer_05/`, `double.7.attn/` and the like hold the
+same names for further sites of the same images. Pictures, prompts' images and token-level codes are shared
+and lie at the root. The names are fixed: docs/disk-format.md lists them.
 """
 
 from __future__ import annotations
@@ -10,52 +10,80 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fluxscope.errors import ConfigError, RunDirError
 from fluxscope.files import read_json
 from fluxscope.settings.config import Config
+from fluxscope.settings.saes import block_of
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """The files of one layer of a run.
+    """The files of one site of a run.
 
     Attributes:
         root: the output folder (`out_dir`); all paths inside files are relative to it.
-        layer: the layer that the files are about.
-        first_layer: the layer whose files lie at the root.
+        site: the site that the files are about.
+        first_site: the site whose files lie at the root.
+        numbered: older scripts know the site by its block's number, 5 or 15.
     """
 
     root: Path
-    layer: int
-    first_layer: int
+    site: str
+    first_site: str
+    numbered: bool = False
     images_subdir: str = "images"
     overlays_subdir: str = "overlays"
 
     @classmethod
-    def of(cls, config: Config, layer: int | None = None) -> RunDir:
-        """The files of a layer (default: the active one), the root being as its run_log.json says."""
+    def of(cls, config: Config, site: str | None = None) -> RunDir:
+        """The files of a site (default: the one that the run is about).
+
+        Raises:
+            RunDirError: run_log.json names no site.
+        """
         root = Path(config.out_dir)
-        log = root / "run_log.json"
-        first = (
-            read_json(log).get("layer_index", config.active_layer) if log.is_file() else config.active_layer
-        )
-        layer = config.active_layer if layer is None else layer
-        return cls(root, layer, first, config.images_subdir, config.overlays_subdir)
+        site = config.site if site is None else site
+        first = first_site(root, config)
+        numbered = config.number_of(site) is not None
+        return cls(root, site, first, numbered, config.images_subdir, config.overlays_subdir)
+
+    @property
+    def layer(self) -> int:
+        """The number of the site's block."""
+        return block_of(self.site)
+
+    @property
+    def name(self) -> str:
+        """The site in words: "layer 5" where scripts know it by that number."""
+        return f"layer {self.layer}" if self.numbered else self.site
+
+    @property
+    def key(self) -> str:
+        """The site as keys and file names of the layer comparison have it."""
+        return f"layer{self.layer}" if self.numbered else self.site
 
     @property
     def home(self) -> Path:
-        """The folder of this layer's own files."""
-        return self.root if self.layer == self.first_layer else self.root / f"layer_{self.layer:02d}"
+        """The folder of this site's own files."""
+        own = f"layer_{self.layer:02d}" if self.numbered else self.site
+        return self.root if self.site == self.first_site else self.root / own
+
+    @property
+    def homes(self) -> list[Path]:
+        """The folders of all sites that the output folder has files of, the root first."""
+        found = {path.parent for path in self.root.glob("*/run_log.json") if is_home(path.parent.name)}
+        numbered = {path for path in self.root.glob("layer_[0-9][0-9]") if path.is_dir()}
+        return [self.root, *sorted(found | numbered)]
 
     @property
     def folders(self) -> list[Path]:
-        """The folders that hold a run's files, beside the root itself; of all layers."""
+        """The folders that hold a run's files, beside the root itself; of all sites."""
         names = ("steering", "best_demos", "steering_grids")
-        homes = [self.root, *sorted(self.root.glob("layer_[0-9][0-9]"))]
-        of_layers = [home / name for home in homes for name in (self.overlays_subdir, *names)]
+        of_sites = [home / name for home in self.homes for name in (self.overlays_subdir, *names)]
         shared = [self.images, self.codes, self.activations, self.layer_comparison]
-        return [*shared, *homes[1:], *of_layers]
+        return [*shared, *self.homes[1:], *of_sites]
 
-    # --- shared by all layers ---
+    # --- shared by all sites ---
     @property
     def step_log(self) -> Path:
         """What each piece of work was made from and what it made, of all layers: see run/freshness.py."""
@@ -96,6 +124,10 @@ class RunDir:
     @property
     def layer_comparison(self) -> Path:
         return self.root / "layer_comparison"
+
+    def compared_s(self, key: str) -> Path:
+        """A site's S, under the name that the comparison has for it."""
+        return self.layer_comparison / f"S_{key}.npy"
 
     @property
     def comparison_summary(self) -> Path:
@@ -251,6 +283,31 @@ class RunDir:
     def relative(self, path: Path) -> str:
         """The path as files record it: relative to the output folder, with forward slashes."""
         return path.relative_to(self.root).as_posix()
+
+
+def first_site(root: Path, config: Config) -> str:
+    """The site whose files lie at the root: as run_log.json says, or the one that a new run is about.
+
+    Raises:
+        RunDirError: run_log.json names no site.
+    """
+    log = root / "run_log.json"
+    if not log.is_file():
+        return config.site
+    recorded = read_json(log)
+    block = recorded.get("layer_index", config.active_layer)  # runs of other programs name no site
+    site = recorded.get("site", config.numbered_site(block))
+    if not is_home(site):
+        raise RunDirError(f"{log} names no site that there can be", "Choose a new folder with --out-dir.")
+    return str(site)
+
+
+def is_home(name: object) -> bool:
+    """Whether a folder of this name holds the files of a site."""
+    try:
+        return isinstance(name, str) and (name.startswith("layer_") or block_of(name) >= 0)
+    except ConfigError:
+        return False
 
 
 def shown(number: float, decimals: int) -> str:

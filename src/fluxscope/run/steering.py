@@ -24,6 +24,7 @@ from fluxscope.run.collection import load_sae_for
 from fluxscope.run.context import Context, picture_spec
 from fluxscope.run.manifest import load_manifest
 from fluxscope.settings.config import Config
+from fluxscope.settings.saes import block_of
 
 UNIT_PERCENTILE = 99.0
 """A strength of 1 is this percentile of the feature's own activations, over the tokens where it is active."""
@@ -33,15 +34,15 @@ STRANGERS = 24
 
 
 def load_steerer(
-    config: Config, model: Model, layer: int, prompts: Sequence[str], features: Sequence[int] = ()
+    config: Config, model: Model, site: str, prompts: Sequence[str], features: Sequence[int] = ()
 ) -> Steerer:
-    """The layer's SAE beside the model, which is told of the prompts.
+    """The site's SAE beside the model, which is told of the prompts.
 
     Raises:
         ConfigError: the SAE lacks one of the features; found before the model's weights are loaded.
     """
     sae_device = pick_device(config.sae_device, fallback=str(model.device))
-    sae, _ = load_sae_for(config, layer, model.spec, sae_device)
+    sae, _ = load_sae_for(config, site, model.spec, sae_device)
     for feature in features:
         check_feature(sae, feature)
     embeddings = model.encode(prompts, config.max_sequence_length)
@@ -49,18 +50,16 @@ def load_steerer(
     return Steerer(model, sae, spec, embeddings, max(config.batch_size or 1, 2), config.exact)
 
 
-def scope_of(config: Config, layer: int, kind: str = "add", region: torch.Tensor | None = None) -> Scope:
+def scope_of(config: Config, site: str, kind: str = "add", region: torch.Tensor | None = None) -> Scope:
     """Where and when the settings let changes act.
 
     Codes are changed where the SAE listens; strengths are added there too, or at `steer_site`.
     """
-    elsewhere = (
-        config.steer_site.replace("{layer}", str(layer)) if kind == "add" and config.steer_site else None
-    )
+    elsewhere = config.steer_site.replace("{layer}", str(block_of(site))) if config.steer_site else site
     assert config.steer_steps is not None
     steps = parse_steps(config.steer_steps, config.num_inference_steps)
     return Scope(
-        parse_site(elsewhere or config.site_of(layer)),
+        parse_site(elsewhere if kind == "add" else site),
         steps,
         schedule(config.steer_schedule, steps),
         region,
@@ -77,7 +76,7 @@ def settings_of_run(context: Context) -> dict[str, Any]:
         *("steer_only_active", "strength_unit", "exact"),
     )
     values = {name: getattr(config, name) for name in names}
-    site, sae = config.site_of(context.files.layer), log.get("sae_sha256", "")
+    site, sae = context.files.site, log.get("sae_sha256", "")
     return {**values, "site": site, "sae_sha256": sae, "run": log.get("identity")}
 
 
@@ -117,18 +116,18 @@ class Bench:
     ) -> Bench:
         """Set everything up for these features and the pictures of these images."""
         config, files = context.config, context.files
-        scopes = [scope_of(config, files.layer, kind) for kind in ("add", "scale")]
+        scopes = [scope_of(config, files.site, kind) for kind in ("add", "scale")]
         _, manifest = load_manifest(files.manifest, files.root)
         for image_id in image_ids:
             if image_id not in manifest:
                 raise MissingInputError(
                     f"image {image_id} is not in {files.manifest}", "Run steps 1 to 4 again: fluxscope run"
                 )
-        store = CodeStore(files.codes, config.site_of(files.layer), config.target_step_index)
+        store = CodeStore(files.codes, files.site, config.target_step_index)
         prompts = [manifest[image_id]["prompt"] for image_id in image_ids]
         for scope in scopes:
             context.model.spec.check_site(scope.site)
-        steerer = load_steerer(config, context.model, files.layer, prompts)
+        steerer = load_steerer(config, context.model, files.site, prompts)
         units = strength_units(config, store, features)
         return cls(context, steerer, distance, manifest, store, units)
 

@@ -43,14 +43,14 @@ class Job:
     entries: Mapping[str, Any]
 
 
-def folder_name(layer: int, timestep: int, config: TrainConfig, input_dim: int, stamp: str) -> str:
+def folder_name(place: str, timestep: int, config: TrainConfig, input_dim: int, stamp: str) -> str:
     """sae_training_layer15_t14_topk16_x8_<stamp>: what readers of checkpoints look for.
 
     The number beside the kind is k, or the weight of the sparsity penalty: relu0.15, jumprelu0.003.
     """
     sparsity = getattr(config, config.sparsity_setting)
     kind = f"topk{sparsity}" if "topk" in config.architecture else f"{config.architecture}{sparsity:g}"
-    return f"sae_training_layer{layer}_t{timestep}_{kind}_x{config.hidden_dim / input_dim:g}_{stamp}"
+    return f"sae_training_{place}_t{timestep}_{kind}_x{config.hidden_dim / input_dim:g}_{stamp}"
 
 
 def train_jobs(

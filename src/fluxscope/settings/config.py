@@ -16,7 +16,7 @@ from fluxscope.models.families import default_settings
 from fluxscope.settings.features import Analysis, Drawing, Selection
 from fluxscope.settings.pictures import Capture, Sampling
 from fluxscope.settings.places import ModelChoice, Places
-from fluxscope.settings.saes import Saes
+from fluxscope.settings.saes import Saes, block_of, with_bundled
 from fluxscope.settings.steering import Demos, Steering
 
 
@@ -31,11 +31,9 @@ class Config(Demos, Steering, Drawing, Selection, Analysis, Capture, Sampling, S
 
     def __post_init__(self) -> None:
         refuse_strays(type(self))
-        # Before the settings are checked: a model that is none gets any defaults, and is refused below.
-        for name, value in default_settings(str(self.model_id)).items():
-            if getattr(self, name) is None and settings_table()[name].optional:
-                object.__setattr__(self, name, value)
         super().__post_init__()
+        self._take_what_fits_the_model()
+        self.choose_site()
         self.check_steps(self.num_inference_steps)
         if self.patch_grid is None:
             object.__setattr__(self, "patch_grid", self.image_token_grid)
@@ -44,6 +42,17 @@ class Config(Demos, Steering, Drawing, Selection, Analysis, Capture, Sampling, S
                 f"patch_grid {self.patch_grid} does not fit a picture of {self.height} x {self.width}",
                 f"Leave it at None, or set it to {self.image_token_grid}.",
             )
+
+    def _take_what_fits_the_model(self) -> None:
+        """Fill in what is None. The model's own SAEs are left out where `saes` says which there are."""
+        defaults = default_settings(self.model_id)
+        bundled = {f"double.{n}.ff": path for n in (5, 15) if (path := defaults.get(f"layer{n}_sae_path"))}
+        if self.saes:
+            object.__setattr__(self, "saes", with_bundled(self.saes, bundled, self.model_id))
+            defaults = {**defaults, "layer5_sae_path": "", "layer15_sae_path": ""}
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
 
 def settings_table() -> dict[str, Declared]:
@@ -87,6 +96,21 @@ def _is_code(value: object) -> bool:
 
 
 def make_config(kind: type[Config] = Config, **overrides: Any) -> Config:
-    """A Config with the given settings, an unknown one refused with the nearest name."""
+    """A Config with the given settings, an unknown one refused with the nearest name.
+
+    A block given here wins over the site that `kind` says.
+    """
     reject_unknown(overrides)
+    site, layer = overrides.get("active_site"), overrides.get("active_layer")
+    if isinstance(site, str) and layer is not None and block_of(site) != layer:
+        raise ConfigError(f"active_site {site} is not in block {brief(layer)}", "Leave out active_layer.")
+    if layer is not None:
+        overrides.setdefault("active_site", None)
     return kind(**overrides)
+
+
+def overridden(older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
+    """Older settings overridden by newer ones. Site and block say the same thing: the newer one stays."""
+    if not {"active_site", "active_layer"}.isdisjoint(newer):
+        older = {name: value for name, value in older.items() if name not in ("active_site", "active_layer")}
+    return {**older, **newer}

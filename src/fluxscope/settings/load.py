@@ -13,7 +13,7 @@ from typing import Any
 
 from fluxscope.errors import ConfigError, FluxscopeError
 from fluxscope.fields import brief
-from fluxscope.settings.config import Config, make_config, reject_unknown
+from fluxscope.settings.config import Config, make_config, overridden, reject_unknown
 
 LARGEST_FILE = 1 << 20
 
@@ -42,7 +42,7 @@ def is_python(path: Path | str | None) -> bool:
 
 def given(path: Path | str | None, **overrides: Any) -> dict[str, Any]:
     """What a TOML file, if one is named, and flags say, without what neither of them does."""
-    settings = {**(_toml(_existing(Path(path))) if path is not None else {}), **overrides}
+    settings = overridden(_toml(_existing(Path(path))) if path is not None else {}, overrides)
     reject_unknown(settings)
     return settings
 

@@ -89,7 +89,7 @@ def demo_row(
     config, files, feature = context.config, context.files, record["feature_id"]
     pictures = [np.asarray(open_picture(files.demo(feature, demo["image_id"], s))) for s in strengths]
     _, manifest = load_manifest(files.manifest, files.root)
-    store = CodeStore(files.codes, config.site_of(files.layer), config.target_step_index)
+    store = CodeStore(files.codes, files.site, config.target_step_index)
     heat = store.image(list(manifest).index(demo["image_id"])).column(feature).numpy()
     overlay = heat_over(config, pictures[len(strengths) // 2], heat)
     distances = {t["strength"]: t["pos_lpips"] for t in demo["tries"]}

@@ -36,7 +36,7 @@ Heard = dict[str, dict[int, Kept]]
 def run(context: Context) -> str:
     config = context.config
     jobs = plan_jobs(config)
-    config.sae_path(config.active_layer)  # raises where it has none, before the model is looked for
+    config.sae_path(config.site)  # raises where it has none, before the model is looked for
     device = pick_device(config.sae_device, fallback=str(context.model.device))
     collection = open_collection(config, context.model.spec, jobs, device, context.force)
     spent = 0.0
@@ -48,9 +48,9 @@ def run(context: Context) -> str:
         if spent or not target.files.s_matrix.is_file():  # left alone, it doesn't make later steps stale
             write_s_matrix(target)
         write_run_log(config, target, jobs, completed=len(jobs), seconds=spent)
-    layers = " and ".join(str(target.layer) for target in collection.targets)
+    sites = " and ".join(target.files.name for target in collection.targets)
     further = f", {len(collection.further)} further sites" if collection.further else ""
-    return f"{len(jobs)} pictures, features of layer {layers}{further}"
+    return f"{len(jobs)} pictures, features of {sites}{further}"
 
 
 def generate(context: Context, jobs: list[Job], collection: Collection) -> float:
@@ -122,7 +122,7 @@ def manifest_row(context: Context, job: Job, target: Target, seconds: float) -> 
         "width": config.width,
         "site": target.tap.site.name,
         "step": config.target_step_index,
-        "layer_index": target.layer,
+        "layer_index": target.files.layer,
         "target_step_number": config.target_step_number,
         "activation_shape": [config.n_image_tokens, target.sae.input_dim],
         "generation_time": round(seconds, 4),

@@ -1,135 +1,186 @@
-"""Step 9: the features of blocks 5 and 15 on the same images, from what step 1 stored.
+"""Step 9: the features of two SAEs, such as those of blocks 5 and 15, on the images that step 1 stored.
 
-Every feature of the early layer is matched with one of the late layer in three ways: by the correlation of
-S over images, by the correlation of token maps, and by the cosine of decoder directions. From the token
-maps' matches follow the words: which features persist, vanish, appear. Among thousands of candidates the
-best is similar by luck too, so the same is measured where nothing can be shared: with each image's tokens
-beside those of another image, and with random directions.
+Every feature of the first is matched with one of the second in three ways: by the correlation of S over
+images, by the correlation of token maps, and by the cosine of decoder directions. From the token maps'
+matches follow the words: which features persist, vanish, appear. Among thousands of candidates the best is
+similar by luck too, so the same is measured where nothing can be shared: with each image's tokens beside
+those of another image, and with random directions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32
-from scipy.sparse import csr_array, vstack
+from jaxtyping import Float32
 
-from fluxscope.files import write_json
-from fluxscope.measures.compare import (
-    Fates,
-    Partners,
-    correlation_blocks,
-    cosine_blocks,
-    fates,
-    image_l0,
-    linear_cka,
-    one_to_one,
-    partners,
-    sparse_S,
-    top_features,
-    top_overlap,
-)
+from fluxscope.draw.layer_plots import partner_histogram
+from fluxscope.draw.pairs import FeaturePair, heatmaps_on_one_scale, pair_sheet
+from fluxscope.draw.plots import frequency_comparison, l0_comparison
+from fluxscope.files import link_or_copy, save_image, write_json
+from fluxscope.measures.clip import open_picture
+from fluxscope.measures.compare import Partners, image_l0, linear_cka, one_to_one, top_features, top_overlap
+from fluxscope.measures.profiles import Shared, best_pairs, match, shared_features
 from fluxscope.run.context import Context
-from fluxscope.run.layer_pictures import TOP_IMAGES, draw
 from fluxscope.run.layers import Layer, open_layer, same_images
 
-EARLY, LATE = 5, 15
 SAME = 0.5
 """Correlation of token maps from which on two features count as the same one."""
 
 TOP_FEATURES = 20
 """How many of an image's most active features count in the overlap."""
 
+TOP_IMAGES = 20
+"""Top images of a feature among which those of distinct prompts are looked for."""
 
-@dataclass(frozen=True)
-class Evidence:
-    """What the features of a layer are compared by.
+SHEET_PAIRS, SHEET_IMAGES = 10, 4
+SHEET_LEAST_IMAGES = 6
+"""Images on which a feature must be active to stand on the sheet: rarer ones match by accident."""
 
-    Attributes:
-        image_level: S, (n, f).
-        token_maps: the codes of all tokens, (n x t, f).
-        directions: of the decoder.
-    """
-
-    image_level: csr_array
-    token_maps: csr_array
-    directions: Float[np.ndarray, "f d"]
-
-    @classmethod
-    def of(cls, layer: Layer) -> Evidence:
-        return cls(sparse_S(layer.s), layer.token_rows(), layer.directions())
-
-    def unrelated(self) -> Evidence:
-        """The same features on other images: each image's row in the place of one half the run away."""
-        n = self.image_level.shape[0]
-        tokens = self.token_maps.shape[0] // n
-        noise = np.random.default_rng(0).standard_normal(self.directions.shape, dtype=np.float32)
-        return Evidence(rolled(self.image_level, n // 2), rolled(self.token_maps, n // 2 * tokens), noise)
-
-
-def rolled(x: csr_array, rows: int) -> csr_array:
-    """The matrix with its first rows moved to its end."""
-    return vstack([x[rows:], x[:rows]], format="csr")
+Matches = dict[str, Partners]
+"""By the name of the measure: image_level, token_maps, decoder_cosine."""
 
 
 def run(context: Context) -> str:
     files = context.files
-    early, late = (open_layer(context, number, TOP_IMAGES) for number in (EARLY, LATE))
+    early, late = (open_layer(context, site, TOP_IMAGES) for site in context.config.compared_sites)
     records = same_images(early, late)
-    seen = Evidence.of(late)
-    own = Evidence.of(early)
-    matches, chance = match(own, seen), match(own, seen.unrelated(), candidates=1)
-    fate = fates(matches["token_maps"], early.stats.alive, late.stats.alive, SAME)
-    lucky = int((chance["token_maps"].similarity[early.stats.alive] >= SAME).sum())
-    words = in_words(early, late, fate, lucky)
+    first, second = early.profiles(), late.profiles()
+    matches, chance = match(first, second), match(first, second.of_other_images(), candidates=1)
+    shared = shared_features(matches["token_maps"], early.stats.alive, late.stats.alive, SAME)
+    by_chance = int((chance["token_maps"].similarity[early.stats.alive] >= SAME).sum())
+    words = in_words(early, late, shared, by_chance)
     comparison = {
         "words": words,
         "cka": linear_cka(reconstructions(early, late)),
         "l0": {layer.name: l0_of(layer) for layer in (early, late)},
         **overlap_of(early, late, matches["token_maps"]),
         "similarity": similarities(early, matches, chance),
-        "persist_by_chance": lucky,
-        "persist": fate.persist,
-        "vanish": fate.vanish,
-        "appear": fate.appear,
+        "persist_by_chance": by_chance,
+        "persist": shared.persist,
+        "vanish": shared.vanish,
+        "appear": shared.appear,
         "matches": {name: matches_of(found, early) for name, found in matches.items()},
         "matches_back": {name: back_matches_of(found, late) for name, found in matches.items()},
     }
-    draw(context, early, late, matches, chance, records)
+    draw(context, early, late, matches, chance)
+    draw_pairs(context, early, late, matches["token_maps"], records)
     write_json(files.comparison, comparison)
     write_json(files.comparison_summary, summary_of(early, late))
     return words
 
 
-def in_words(early: Layer, late: Layer, fate: Fates, lucky: int) -> str:
-    """What becomes of the early layer's features, in one sentence.
+def in_words(early: Layer, late: Layer, shared: Shared, by_chance: int) -> str:
+    """What becomes of the first site's features, in one sentence.
 
     Args:
-        lucky: how many would persist by chance.
+        by_chance: how many would persist by chance.
     """
     return (
-        f"Of {len(early.stats.alive)} features alive in {early.name}, {len(fate.persist)} persist to "
-        f"{late.name} (token maps correlate at {SAME} or more; {lucky} by chance) and {len(fate.vanish)} "
-        f"vanish; {len(fate.appear)} of the {len(late.stats.alive)} alive in {late.name} appear there."
+        f"Of {len(early.stats.alive)} features alive in {early.name}, {len(shared.persist)} persist to "
+        f"{late.name} (token maps correlate at {SAME} or more; {by_chance} by chance) and "
+        f"{len(shared.vanish)} vanish; {len(shared.appear)} of the {len(late.stats.alive)} alive in "
+        f"{late.name} appear there."
     )
 
 
-def match(early: Evidence, late: Evidence, candidates: int | None = None) -> dict[str, Partners]:
-    """Each early feature's partners by image-level S, by token maps, and by decoder cosine.
-
-    The cosine is left out where the two SAEs are of different widths.
-    """
-    sizes = len(early.directions), len(late.directions)
-    blocks = {
-        "image_level": correlation_blocks(early.image_level, late.image_level),
-        "token_maps": correlation_blocks(early.token_maps, late.token_maps),
+def draw(context: Context, early: Layer, late: Layer, matches: Matches, chance: Matches) -> None:
+    """Write the plots of the comparison, and S under the names that the contract gives it."""
+    files, layers = context.files, (early, late)
+    for layer in layers:
+        link_or_copy(layer.files.s_matrix, files.compared_s(layer.files.key))
+    l0 = {
+        f"{layer.name} ({layer.tokens_l0().mean():.3g} a token)": image_l0(layer.s, layer.stats.eps)
+        for layer in layers
     }
-    if early.directions.shape[1] == late.directions.shape[1]:
-        blocks["decoder_cosine"] = cosine_blocks(early.directions, late.directions)
-    return {name: partners(rows, *sizes, candidates) for name, rows in blocks.items()}
+    frequency = {layer.name: layer.stats.frequency for layer in layers}
+    folder = files.layer_comparison
+    save_image(folder / "l0_comparison.png", l0_comparison(l0))
+    save_image(folder / "frequency_comparison.png", frequency_comparison(frequency, len(early.s)))
+    alive = early.stats.alive
+    similarity, by_chance = (
+        {name.replace("_", " "): found.similarity[alive] for name, found in measured.items()}
+        for measured in (matches, chance)
+    )
+    title = f"How similar is each {early.name} feature's best partner in {late.name}?"
+    save_image(folder / "partner_similarity.png", partner_histogram(similarity, by_chance, title))
+
+
+def draw_pairs(
+    context: Context, early: Layer, late: Layer, found: Partners, records: list[dict[str, Any]]
+) -> None:
+    """The sheet of matched features; no sheet where no pair is good enough."""
+    config, path = context.config, context.files.layer_comparison / "matched_features.png"
+    often = np.rint(early.stats.frequency * len(early.s)) >= SHEET_LEAST_IMAGES
+    shown = best_pairs(found, often, SHEET_PAIRS)
+    pairs = [pair_of(context, early, late, found, int(feature), records) for feature in shown]
+    if not pairs:
+        path.unlink(missing_ok=True)
+        return
+    footer = (
+        f"{config.model_id} · {early.files.site} above, {late.files.site} below · step "
+        f"{config.target_step_number} of {config.num_inference_steps} · {len(records)} pictures. Each row of "
+        "heatmaps has one scale."
+    )
+    sheet = pair_sheet(
+        pairs,
+        (early.name, late.name),
+        f"Features of {early.name} and their partners in {late.name}",
+        "each other's best partner by token maps, on the first one's strongest pictures of distinct prompts",
+        footer,
+    )
+    save_image(path, sheet)
+
+
+def pair_of(
+    context: Context,
+    early: Layer,
+    late: Layer,
+    found: Partners,
+    feature: int,
+    records: list[dict[str, Any]],
+) -> FeaturePair:
+    """A feature and its best partner, with heatmaps over the feature's top images of distinct prompts."""
+    config, partner = context.config, int(found.best[feature])
+    images = distinct(early.stats.top_idx[:, feature], records)
+    measured = {
+        "S over images": np.corrcoef(early.s[:, feature], late.s[:, partner])[0, 1],
+        "token maps": found.similarity[feature],
+    }
+    if early.sae.input_dim == late.sae.input_dim:
+        measured["decoder cosine"] = cosine(early.directions()[feature], late.directions()[partner])
+    pictures = [np.asarray(open_picture(records[image]["image_path"])) for image in images]
+    upper, lower = (
+        heatmaps_on_one_scale(
+            pictures,
+            [layer.store.image(image).column(which).numpy() for image in images],
+            config.image_token_grid,
+            config.clip_percentile,
+            config.alpha_scale,
+        )
+        for layer, which in ((early, feature), (late, partner))
+    )
+    return FeaturePair(
+        feature,
+        partner,
+        [(name, f"{value:.2f}") for name, value in measured.items()],
+        upper,
+        lower,
+        [records[image]["prompt"] for image in images],
+    )
+
+
+def cosine(a: Float32[np.ndarray, " d"], b: Float32[np.ndarray, " d"]) -> float:
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def distinct(ranked: np.ndarray, records: list[dict[str, Any]]) -> list[int]:
+    """The first images of so many distinct prompts, by their places in the manifest."""
+    first: dict[str, int] = {}
+    for image in ranked:
+        first.setdefault(records[image]["prompt"], int(image))
+    return list(first.values())[:SHEET_IMAGES]
 
 
 def matches_of(found: Partners, early: Layer) -> list[dict[str, Any]]:
@@ -205,7 +256,7 @@ def summary_of(early: Layer, late: Layer) -> dict[str, Any]:
     summary: dict[str, Any] = {"num_images": len(early.s), "hidden_dim": early.store.n_features}
     for layer in (early, late):
         per_image = image_l0(layer.s, layer.stats.eps)
-        summary[f"layer{layer.number}"] = {
+        summary[layer.files.key] = {
             "mean_l0": float(per_image.mean()),
             "std_l0": float(per_image.std()),
             "num_alive_features": len(layer.stats.alive),
@@ -213,8 +264,8 @@ def summary_of(early: Layer, late: Layer) -> dict[str, Any]:
         }
     summary["comparison"] = {
         "alive_in_both": len(alive[0] & alive[1]),
-        f"alive_only_in_{early.number}": len(alive[0] - alive[1]),
-        f"alive_only_in_{late.number}": len(alive[1] - alive[0]),
+        f"alive_only_in_{early.files.key.removeprefix('layer')}": len(alive[0] - alive[1]),
+        f"alive_only_in_{late.files.key.removeprefix('layer')}": len(alive[1] - alive[0]),
     }
     return summary
 

@@ -58,7 +58,7 @@ def card_of(context: Context, record: dict, items: list[dict]) -> FeatureCard:
 def subtitle_of(context: Context, selection: dict) -> str:
     config, files = context.config, context.files
     return (
-        f"{config.model_id} · {config.site_of(files.layer)} · step {config.target_step_number} of "
+        f"{config.model_id} · {files.site} · step {config.target_step_number} of "
         f"{config.num_inference_steps} · {selection['num_alive_features']} features alive on "
         f"{selection['num_images']} pictures"
     )

@@ -21,7 +21,7 @@ NEAREST = 5
 
 def run(context: Context) -> str:
     config, files = context.config, context.files
-    sae, _ = load(config.sae_path(files.layer))
+    sae, _ = load(config.sae_path(files.site))
     ids = [record["feature_id"] for record in read_json(files.selected_features)["features"]]
     if max(ids) >= sae.hidden_dim:
         raise ConfigError(

@@ -179,7 +179,7 @@ def try_one(
     config, row = bench.context.config, bench.manifest[image_id]
     strengths = [sign * m for m in magnitudes for sign in (1, -1)]
     rows = [[bench.change(s, feature)] for s in strengths]
-    made = bench.steerer.steer(row["prompt"], row["seed"], rows, scope_of(config, bench.context.files.layer))
+    made = bench.steerer.steer(row["prompt"], row["seed"], rows, scope_of(config, bench.context.files.site))
     distances = bench.distance(list(made.pictures.numpy()), list(made.baselines.numpy())).tolist()
     pairs = zip(magnitudes, distances[::2], distances[1::2], strict=True)
     tries = [score(magnitude, positive, negative, strangers) for magnitude, positive, negative in pairs]

@@ -27,7 +27,7 @@ def run(context: Context) -> str:
     config, files = context.config, context.files
     _, by_id = load_manifest(files.manifest, files.root)
     place = {image_id: index for index, image_id in enumerate(by_id)}
-    store = CodeStore(files.codes, config.site_of(files.layer), config.target_step_index)
+    store = CodeStore(files.codes, files.site, config.target_step_index)
     features = read_json(files.selected_features)["features"]
     items = []
     for record in features:

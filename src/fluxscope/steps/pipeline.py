@@ -65,7 +65,7 @@ def _run_in_order(
     for position, step in enumerate(steps):
         files = RunDir.of(config)
         if step.shared:
-            files = RunDir.of(config, files.first_layer)
+            files = RunDir.of(config, files.first_site)
         context = replace(run, files=files)
         try:
             run_step(step, context, STEPS)
@@ -87,17 +87,18 @@ def check_layers(config: Config, report: Reporter, steps: tuple[Step, ...]) -> N
     """Find out before the first step that a later one will lack an SAE.
 
     Raises:
-        MissingInputError: a step needs both layers' SAEs, and one isn't set.
+        MissingInputError: a step compares two sites' SAEs, and one isn't set.
     """
-    missing = [layer for layer in (5, 15) if layer not in config.sae_paths]
+    blocks = [block for block in (5, 15) if config.numbered_site(block) not in config.sae_paths]
+    missing = [] if len(config.compared_sites) == 2 else blocks or [5]
     for step in steps:
         if step.both_layers and missing:
             _say_not_run(report, steps)
             others = ",".join(str(other.number) for other in steps if not other.both_layers)
             raise MissingInputError(
-                f"step {step.number} ({step.name}) looks at blocks 5 and 15, but no SAE is set for "
-                f"block {missing[0]}",
-                f"Set layer{missing[0]}_sae_path"
+                f"step {step.number} ({step.name}) compares two SAEs, such as those of blocks 5 and 15, but "
+                f"no SAE is set for block {missing[0]}",
+                f"Set layer{missing[0]}_sae_path, or saes"
                 + (f", or leave step {step.number} out: --steps {others}" if others else "."),
             )
 

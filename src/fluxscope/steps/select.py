@@ -91,7 +91,7 @@ def add_crops(
     """
     config, files = context.config, context.files
     try:
-        store = CodeStore(files.codes, config.site_of(files.layer), config.target_step_index)
+        store = CodeStore(files.codes, files.site, config.target_step_index)
     except MissingInputError as error:
         if config.rank_by == "crop_coherence":
             raise

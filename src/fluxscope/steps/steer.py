@@ -129,7 +129,7 @@ def by_scale(bench: Bench, feature: int, row: dict[str, Any]) -> Steered:
     config = bench.context.config
     rows = [[Change("scale", scale, feature)] for scale in config.steer_scales]
     return bench.steerer.steer(
-        row["prompt"], row["seed"], rows, scope_of(config, bench.context.files.layer, "scale")
+        row["prompt"], row["seed"], rows, scope_of(config, bench.context.files.site, "scale")
     )
 
 
@@ -138,7 +138,7 @@ def by_strength(bench: Bench, feature: int, row: dict[str, Any]) -> tuple[Steere
     control = random_direction(bench.steerer.sae.input_dim, feature)
     own = [[bench.change(s, feature)] for s in nonzero(bench)]
     other = [[bench.change(s, feature, control)] for s in nonzero(bench)]
-    scope = scope_of(bench.context.config, bench.context.files.layer)
+    scope = scope_of(bench.context.config, bench.context.files.site)
     made = bench.steerer.steer(row["prompt"], row["seed"], [*own, *other], scope)
     n = len(own)
     return (
@@ -245,5 +245,5 @@ def draw_strengths(
 
 def foot(bench: Bench, kind: str) -> str:
     config = bench.context.config
-    scope = scope_of(config, bench.context.files.layer, kind)
+    scope = scope_of(config, bench.context.files.site, kind)
     return f"{config.model_id} · {when_and_where(config, scope)} · distance: {bench.distance.name}"

@@ -29,8 +29,8 @@ class Step:
         makes: the files that it always writes. Whatever else it writes is recorded with them.
         settings: the settings that it reads: its flags. Its results depend on them, but for those that say
             where and in what portions the work is done (`inputs.HOW`).
-        shared: whether its results are the same for every layer; they then lie with the first one's.
-        both_layers: whether it looks at blocks 5 and 15 both, so that both must have an SAE.
+        shared: whether its results are the same for every site; they then lie with the first one's.
+        both_layers: whether it compares two sites, so that both must have an SAE.
     """
 
     number: int
@@ -68,8 +68,9 @@ def run_step(step: Step, context: Context, all_steps: tuple[Step, ...]) -> None:
     report.say(f"{title} ..." + (f" ({reason})" if work.was_finished and not context.force else ""))
     with work.doing():
         outcome = step.run(replace(context, work=work))
-        # A forced collection may have begun with another layer, whose files then lie elsewhere.
-        files = RunDir.of(context.config, context.files.layer)
+        # A forced collection may have begun with another site, whose files then lie elsewhere.
+        files = RunDir.of(context.config, context.files.site)
+        files = RunDir.of(context.config, files.first_site) if step.shared else files
         work.products += [getattr(files, name) for name in step.makes]
     report.say(f"{' ' * len(title)} {outcome} ({work.seconds:.1f} s)")
 
@@ -77,10 +78,10 @@ def run_step(step: Step, context: Context, all_steps: tuple[Step, ...]) -> None:
 def work_of(step: Step, context: Context, log: StepLog) -> Work:
     """The step as a piece of work: its place in the log, and the key of all that its results depend on."""
     config, files = context.config, context.files
-    layers = (5, 15) if step.both_layers else config.layers if step.shared else (files.layer,)
-    key = values_of(config, step.settings, layers, log)
+    sites = config.collected_sites if step.shared else (files.site,)
+    key = values_of(config, step.settings, config.compared_sites if step.both_layers else sites, log)
     if not step.shared:
-        key["layer"] = files.layer
+        key["site"] = files.site
     for name in (*step.reads, *step.reads_if_there):
         key[name] = digest_of(name, context, log, step.both_layers)
     home = "" if step.shared or files.home == files.root else f"{files.relative(files.home)}/"

@@ -8,7 +8,8 @@ from fluxscope.steps.step import Step
 STEERING = (
     *("strength_unit", "steer_steps", "steer_schedule", "steer_site", "steer_only_active", "exact"),
     *("distance", "clip_model_id", "clip_device", "site_pattern", "target_step_number"),
-    *("model_id", "device", "dtype", "sae_device", "batch_size", "layer5_sae_path", "layer15_sae_path"),
+    *("model_id", "device", "dtype", "sae_device", "batch_size"),
+    *("saes", "layer5_sae_path", "layer15_sae_path"),
     *("height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"),
 )
 """Settings that every steered picture, and its distance from the baseline, depends on."""
@@ -98,18 +99,18 @@ STEPS: tuple[Step, ...] = (
         summary="Show the features' encoder and decoder directions.",
         reads=("selected_features",),
         makes=("decoder_stats", "decoder_directions", "decoder_similarity_matrix"),
-        settings=("layer5_sae_path", "layer15_sae_path"),
+        settings=("saes", "layer5_sae_path", "layer15_sae_path"),
     ),
     Step(
         number=9,
         name="compare-layers",
         module="compare_layers",
-        summary="Compare the features of blocks 5 and 15.",
+        summary="Compare the features of two SAEs: blocks 5 and 15, or any.",
         reads=("s_matrix", "manifest", "codes", "pictures"),
         makes=("comparison_summary", "comparison"),
         settings=(
-            *("layer5_sae_path", "layer15_sae_path", "site_pattern", "target_step_number"),
-            *("eps_alive", "alpha_scale", "clip_percentile"),
+            *("saes", "layer5_sae_path", "layer15_sae_path", "site_pattern", "compare"),
+            *("target_step_number", "eps_alive", "alpha_scale", "clip_percentile"),
         ),
         shared=True,
         both_layers=True,

@@ -46,7 +46,7 @@ class Training:
     """What to train.
 
     Attributes:
-        layers: blocks whose site is trained on.
+        sites: names of the sites that are trained on.
         ks: values of k, one SAE each (the TopK family).
         pictures: training pictures, the held-out tenth included.
         base: the other settings of every SAE.
@@ -59,7 +59,7 @@ class Training:
         wandb: project of Weights & Biases to log to; None: none.
     """
 
-    layers: tuple[int, ...]
+    sites: tuple[str, ...]
     ks: tuple[int, ...]
     pictures: int
     base: TrainConfig
@@ -132,7 +132,7 @@ def train(
         if "topk" in each.architecture:
             check_k(each.k, each.hidden_dim)
     check_wandb(training.wandb)
-    sites = [parse_site(config.site_of(layer)) for layer in training.layers]
+    sites = [parse_site(name) for name in training.sites]
     wanted = wanted_activations(config, training, sites, prompts)
     saes = [
         job_of(config, training, site, step, each, model.spec.width).folder
@@ -264,7 +264,7 @@ def splice(
 
 def job_of(config: Config, training: Training, site: Site, step: int, each: TrainConfig, width: int) -> Job:
     """One SAE to train, and what its checkpoint says beside its weights."""
-    name = folder_name(site.layer, step + 1, each, width, training.stamp)
+    name = folder_name(place_of(config, site), step + 1, each, width, training.stamp)
     entries = {
         "layer": site.layer,
         "timestep": step + 1,
@@ -274,3 +274,9 @@ def job_of(config: Config, training: Training, site: Site, step: int, each: Trai
         "whitening": each.whitening,
     }
     return Job(training.saes / name, each, entries)
+
+
+def place_of(config: Config, site: Site) -> str:
+    """A site in the name of its SAE's folder: the block's number where `site_pattern` says the rest."""
+    pattern = config.site_pattern.replace("{layer}", str(site.layer))
+    return f"layer{site.layer}" if site.name == pattern else site.name
