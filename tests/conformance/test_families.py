@@ -5,9 +5,12 @@ import shutil
 from contextlib import ExitStack
 
 import diffusers
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from fluxscope.embedded import CLIP_SHAPES
 from fluxscope.errors import FluxscopeError
 from fluxscope.models.capture import Capture
 from fluxscope.models.edits import Change, Edit, Scope
@@ -15,13 +18,18 @@ from fluxscope.models.families import FAMILIES, default_settings, family_of
 from fluxscope.models.model import open_model
 from fluxscope.models.sites import SITES, parse_site
 from fluxscope.models.spec import PictureSpec, ResumePoint
+from fluxscope.run.manifest import load_manifest
+from fluxscope.run.rundir import RunDir
 from fluxscope.sae import TopKSparseAutoencoder
-from fluxscope.settings.config import settings_table
+from fluxscope.sae.formats import load, save
+from fluxscope.settings.config import make_config, settings_table
+from tests.conftest import run_steps
 from tests.tiny_models import TINY, save_tiny
 
 SPEC = PictureSpec(height=64, width=96, steps=3, guidance=4.0)
 PROMPTS, SEEDS = ["a red circle", "a large blue square on black"], [1, 2]
 TEXT_TOKENS = 12
+LOOKS = [(size, colour) for size in ("large", "small") for colour in ("red", "blue", "black")]
 PIPELINES = [pipeline for family in FAMILIES for pipeline in family.pipelines]
 
 
@@ -145,6 +153,60 @@ def test_going_on_from_the_middle_is_bit_exact_or_refused(tiny, rows):
     else:
         with pytest.raises(AssertionError):
             tiny.sample(rows, SEEDS, spec=SPEC, start=ResumePoint(begun, 1))
+
+
+SITES_OF_RUN = ("double.1.attn", "single.0")
+
+
+@pytest.fixture(scope="module")
+def ran(tiny, tmp_path_factory):
+    """All eleven steps on a tiny model, with SAEs of random weights at a double and a single block."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "prompts.txt").write_text("\n".join(f"a {size} {colour} circle" for size, colour in LOOKS))
+    paths = {}
+    for site in SITES_OF_RUN:
+        torch.manual_seed(1)
+        sae = TopKSparseAutoencoder(tiny.spec.width, 64, 8)
+        save(folder / f"{site}.pt", sae, {}, "fluxscope")
+        paths[site] = str(folder / f"{site}.pt")
+    config = make_config(
+        model_id=tiny.model_id,
+        saes=paths,
+        out_dir=str(folder / "run"),
+        prompts_path=str(folder / "prompts.txt"),
+        clip_model_id=CLIP_SHAPES,
+        **{"height": 64, "width": 96, "max_sequence_length": TEXT_TOKENS, "num_inference_steps": 3},
+        **{"target_step_number": 2, "guidance_scale": 4.0, "batch_size": 4, "min_prompts": 2},
+        **{"top_features": 2, "top_examples_per_feature": 1, "steer_features": 1, "steer_images": 1},
+        **{"steer_steps": "1-2", "steer_scales": (0, 1), "steer_strengths": (-4, 4)},
+        **{"demo_candidates": 2, "demo_finalists": 1, "demo_strengths": (4,), "dtype": "float32"},
+    )
+    run_steps(config, "1-11")
+    return config
+
+
+def test_all_eleven_steps_run_and_s_is_what_the_sae_says_of_the_activations(tiny, ran):
+    """S of both sites, encoded anew from activations that are captured in a run of their own."""
+    records, _ = load_manifest(RunDir.of(ran).manifest, ran.out_dir)
+    assert len(records) == 12
+    prompts = tiny.encode([row["prompt"] for row in records], TEXT_TOKENS)
+    batch, heard = records[:4], {}
+    capture = Capture(
+        map(parse_site, SITES_OF_RUN), [1], lambda site, step, x: heard.update({site.name: x.clone()})
+    )
+    latents = tiny.sample(
+        [prompts[row["prompt"]] for row in batch], [row["seed"] for row in batch], capture, spec=SPEC
+    )
+    for pixels, row in zip(tiny.decode(latents, SPEC).numpy(), batch, strict=True):
+        assert np.array_equal(pixels, np.asarray(Image.open(row["image_path"])))
+    for site in SITES_OF_RUN:
+        s = np.load(RunDir.of(ran, site).s_matrix)
+        sae, _ = load(ran.sae_path(site))
+        expected = sae.encode(heard[site]).amax(1).detach().numpy()
+        np.testing.assert_allclose(s[:4], expected, rtol=1e-4, atol=1e-5)
+    files = RunDir.of(ran)
+    for made in (files.contact_sheet, files.steering_summary, files.steering_grids_summary, files.comparison):
+        assert made.is_file()
 
 
 def test_defaults_name_settings_and_cost_no_look_at_the_hub(tiny):

@@ -45,7 +45,10 @@ def test_training_at_two_sites_and_two_steps_loads_each_part_once(tmp_path, mode
     config = make_config(out_dir=str(tmp_path), **quick)
     fresh = fluxscope.models.model.open_model(config.model_id, "cpu", "float32", tmp_path / "prompts")
     base = TrainConfig("topk", hidden_dim=256, steps=4, batch_size=64)
-    wanted = Training((5, 15), (4,), 20, base, tmp_path / "activations", tmp_path, "1", spliced_pictures=2)
+    wanted = Training(
+        **{"sites": ("double.5.ff", "double.15.ff"), "ks": (4,), "pictures": 20, "base": base, "stamp": "1"},
+        **{"activations": tmp_path / "activations", "saes": tmp_path, "spliced_pictures": 2},
+    )
     trained = train(config, fresh, wanted, Reporter(quiet=True), ["a large red circle"])
     assert len(trained) == 4
     assert loads == ["text", "pictures"]
