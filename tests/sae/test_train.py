@@ -93,7 +93,7 @@ def test_an_architecture_without_trainer_is_named() -> None:
     "wrong", [{"lr": 0.0}, {"lr": -1e-3}, {"lr": float("nan")}, {"l1_coeff": -0.1}, {"steps": 0}]
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict) -> None:
-    with pytest.raises(FluxscopeError, match=r"cannot be|count from 1"):
+    with pytest.raises(FluxscopeError, match=r"must be (at least|above|a finite)"):
         TrainConfig(**wrong)
 
 
@@ -145,7 +145,7 @@ def test_exact_and_rescored_choose_alike_and_so_learn_alike() -> None:
 def test_gradients_are_clipped_as_pytorch_clips_them(most: float) -> None:
     x = activations(128, 0)
     trainer = Trainer(TrainConfig(hidden_dim=32, k=3, batch_size=128, clip_norm=most), fit([x]))
-    unclipped = Trainer(TrainConfig(hidden_dim=32, k=3, batch_size=128, clip_norm=float("inf")), fit([x]))
+    unclipped = Trainer(TrainConfig(hidden_dim=32, k=3, batch_size=128, clip_norm=1e9), fit([x]))
     for one in (trainer, unclipped):
         one.step(x)
     whole = list(unclipped.sae.parameters())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fluxscope.errors import FluxscopeError
+from fluxscope.fields import Checked, setting
 from fluxscope.sae import (
     ARCHITECTURES,
     BatchTopKSparseAutoencoder,
@@ -23,7 +24,7 @@ _HIGHEST_LR = 4e-3
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """Settings of one SAE's training.
 
     Args:
@@ -58,45 +59,37 @@ class TrainConfig:
     """
 
     architecture: str = "topk"
-    hidden_dim: int = 768
-    k: int = 16
-    levels: tuple[int, ...] = ()
-    l1_coeff: float = 0.05
-    l0_coeff: float = 0.003
-    steps: int = 2000
-    batch_size: int = 2048
-    lr: float | None = None
-    warmup_steps: int = 100
-    decay_share: float = 0.2
-    sparsity_warmup_share: float = 0.1
-    clip_norm: float = 1.0
-    aux_coeff: float = 1 / 32
-    aux_k: int | None = None
-    dead_after_tokens: int | None = None
-    resample_every: int | None = None
+    hidden_dim: int = setting(768, "Features.", low=1, high=2**24)
+    k: int = setting(16, "Active features a token.", low=1)
+    levels: tuple[int, ...] = setting((), "Prefix sizes, such as 64,256,1024.", low=1)
+    l1_coeff: float = setting(0.05, "Penalties are 0 or more.", low=0.0)
+    l0_coeff: float = setting(0.003, "Penalties are 0 or more.", low=0.0)
+    steps: int = setting(2000, "Optimiser steps.", low=1)
+    batch_size: int = setting(2048, "Tokens a step.", low=1, high=2**24)
+    lr: float | None = setting(None, "Peak learning rate, above 0.", above=0.0, high=1000.0)
+    warmup_steps: int = setting(100, "Steps over which the rate rises; 0 for none.", low=0)
+    decay_share: float = setting(0.2, "A share of the steps, 0 to 1.", low=0.0, high=1.0)
+    sparsity_warmup_share: float = setting(0.1, "A share of the steps, 0 to 1.", low=0.0, high=1.0)
+    clip_norm: float = setting(1.0, "Largest gradient norm, above 0.", above=0.0)
+    aux_coeff: float = setting(1 / 32, "Weight of the AuxK loss; 0 for none.", low=0.0)
+    aux_k: int | None = setting(None, "Dead latents in the AuxK loss.", low=1)
+    dead_after_tokens: int | None = setting(None, "Tokens of silence.", low=1, high=2**53)
+    resample_every: int | None = setting(None, "Steps between resamplings.", low=1)
     precision: PrecisionSetting = "auto"
     whitening: Whitening = "none"
-    seed: int = 0
-    log_every: int = 100
+    seed: int = setting(0, "Seed, 0 or more.", low=0, high=2**53)
+    log_every: int = setting(100, "Steps between two entries.", low=1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = tuple(cls.architecture for cls in ARCHITECTURES)
-        for setting, value, known in (
+        for name, value, known in (
             ("architecture", self.architecture, names),
             ("precision", self.precision, get_args(PrecisionSetting)),
             ("whitening", self.whitening, get_args(Whitening)),
         ):
             if value not in known:
-                raise FluxscopeError(f"unknown {setting} '{value}'", f"Known are {', '.join(known)}.")
-        if min(self.steps, self.batch_size, self.hidden_dim, self.log_every) < 1:
-            raise FluxscopeError(
-                "steps, batch_size, hidden_dim and log_every count from 1", "Set them to 1 or more."
-            )
-        if min(self.l1_coeff, self.l0_coeff) < 0 or (self.lr is not None and not self.lr > 0):
-            raise FluxscopeError(
-                f"l1_coeff {self.l1_coeff:g}, l0_coeff {self.l0_coeff:g} or lr {self.lr} cannot be",
-                "Penalties are 0 or more, the learning rate is above 0.",
-            )
+                raise FluxscopeError(f"unknown {name} '{value}'", f"Known are {', '.join(known)}.")
 
     def peak_lr(self) -> float:
         """The highest learning rate: the one set, or the default for this architecture and width."""
