@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -228,9 +229,6 @@ def write_s_matrix(target: Target, images_per_block: int = 64) -> None:
 
 def write_run_log(config: Config, target: Target, jobs: list[Job], completed: int, seconds: float) -> None:
     """Write run_log.json: settings, checkpoint, versions, and how far the collection is."""
-    import diffusers
-    import transformers
-
     path = target.files.run_log
     before = read_json(path).get("total_time_seconds", 0.0) if path.is_file() else 0.0
     settings = dataclasses.asdict(config)
@@ -254,7 +252,7 @@ def write_run_log(config: Config, target: Target, jobs: list[Job], completed: in
             "fluxscope": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
+            "diffusers": version("diffusers"),
+            "transformers": version("transformers"),
         },
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fluxscope.embedded import resolve
 from fluxscope.progress import Reporter
 from fluxscope.run.freshness import Work
 from fluxscope.run.rundir import RunDir
@@ -62,3 +63,13 @@ def open_model_of(config: Config) -> Model:
     from fluxscope.models.model import open_model
 
     return open_model(config.model_id, config.device, config.dtype, RunDir.of(config).prompt_embeddings)
+
+
+def clip_of(config: Config) -> tuple[Any, Any]:
+    """The CLIP model of the settings, on its device, and its image processor."""
+    from fluxscope.measures.clip import load_clip
+    from fluxscope.models.placement import pick_device
+
+    assert config.clip_model_id is not None
+    device = pick_device(config.clip_device, fallback=str(pick_device(config.device)))
+    return load_clip(resolve(config.clip_model_id), str(device))

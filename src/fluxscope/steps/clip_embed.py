@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from fluxscope.embedded import resolve
 from fluxscope.files import save_npy, write_json
-from fluxscope.measures.clip import embed_images, load_clip
-from fluxscope.models.placement import pick_device
-from fluxscope.run.context import Context
+from fluxscope.measures.clip import embed_images
+from fluxscope.run.context import Context, clip_of
 from fluxscope.run.manifest import load_manifest
-from fluxscope.settings.config import Config
 
 
 def run(context: Context) -> str:
@@ -39,10 +34,3 @@ def run(context: Context) -> str:
     return (
         f"{len(embeddings)} pictures embedded in {embeddings.shape[1]} dimensions by {config.clip_model_id}"
     )
-
-
-def clip_of(config: Config) -> tuple[Any, Any]:
-    """The CLIP model of the settings, on its device, and its image processor."""
-    assert config.clip_model_id is not None
-    device = pick_device(config.clip_device, fallback=str(pick_device(config.device)))
-    return load_clip(resolve(config.clip_model_id), str(device))

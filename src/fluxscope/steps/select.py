@@ -20,9 +20,8 @@ from fluxscope.measures.selection import (
     with_crops,
 )
 from fluxscope.run.codes import CodeStore
-from fluxscope.run.context import Context
+from fluxscope.run.context import Context, clip_of
 from fluxscope.run.manifest import load_manifest
-from fluxscope.steps.clip_embed import clip_of
 
 CROP_SHORTLIST = 200
 """How many of the most coherent features compete when crop_coherence ranks; cropping all would take hours."""
