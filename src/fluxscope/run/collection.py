@@ -83,6 +83,13 @@ class Collection:
         """Pictures of which everything is committed."""
         return min(tap.done for tap in self.taps)
 
+    def write_indexes(self) -> None:
+        """Write every store of codes once more by feature; those that are written so stay."""
+        for tap in self.taps:
+            for store in tap.stores.values():
+                if isinstance(store, CodeStore):
+                    store.write_index()
+
 
 def open_collection(
     config: Config, spec: ModelSpec, jobs: list[Job], device: torch.device, force: bool = False

@@ -232,13 +232,11 @@ def strength_units(config: Config, store: CodeStore, features: Sequence[int]) ->
 
     Features that the SAE lacks are left out.
     """
-    found: dict[int, list[np.ndarray]] = {f: [] for f in features if 0 <= f < store.n_features}
-    for _, codes in store.blocks():
-        _, feature, value = codes.numpy()
-        for f, parts in found.items():
-            parts.append(value[feature == f])
-    values = {f: np.concatenate(parts) if parts else np.zeros(0) for f, parts in found.items()}
-    return {f: float(np.percentile(v, UNIT_PERCENTILE)) if len(v) else 0.0 for f, v in values.items()}
+    columns = store.columns([f for f in dict.fromkeys(features) if 0 <= f < store.n_features])
+    return {
+        f: float(np.percentile(values, UNIT_PERCENTILE)) if len(values) else 0.0
+        for f, (_, values) in columns.items()
+    }
 
 
 def random_direction(width: int, seed: int) -> torch.Tensor:

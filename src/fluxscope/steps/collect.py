@@ -48,6 +48,7 @@ def run(context: Context) -> str:
         if spent or not target.files.s_matrix.is_file():  # left alone, it doesn't make later steps stale
             write_s_matrix(target)
         write_run_log(config, target, jobs, completed=len(jobs), seconds=spent)
+    collection.write_indexes()
     sites = " and ".join(target.files.name for target in collection.targets)
     further = f", {len(collection.further)} further sites" if collection.further else ""
     return f"{len(jobs)} pictures, features of {sites}{further}"
