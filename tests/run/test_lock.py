@@ -160,9 +160,9 @@ def test_commands_that_write_are_refused_while_another_works_in_the_folder(tmp_p
 
 
 @pytest.mark.parametrize("held", ["activations", "sae_training_layer15_t2_topk8_x2_1"])
-def test_two_trainings_on_the_same_activations_or_saes_are_refused(tmp_path, held):
+def test_two_trainings_on_the_same_activations_or_saes_are_refused(tmp_path, model, held):
     with lock(tmp_path / held, QUIET), pytest.raises(RunDirError, match=f"{held} is in use"):
-        train(make_config(**QUICK), training(tmp_path), QUIET, ["a circle"])
+        train(make_config(**QUICK), model, training(tmp_path), QUIET, ["a circle"])
     assert not list(tmp_path.rglob("meta.json"))
 
 

@@ -80,7 +80,7 @@ class RunDir:
         """The folders that hold a run's files, beside the root itself; of all sites."""
         names = ("steering", "best_demos", "steering_grids")
         of_sites = [home / name for home in self.homes for name in (self.overlays_subdir, *names)]
-        shared = [self.images, self.codes, self.activations, self.layer_comparison]
+        shared = [self.images, self.codes, self.activations, self.layer_comparison, self.prompt_embeddings]
         return [*shared, *self.homes[1:], *of_sites]
 
     # --- shared by all sites ---
