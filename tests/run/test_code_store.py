@@ -327,7 +327,7 @@ def test_one_feature_of_a_large_run_costs_few_bytes(tmp_path, monkeypatch):
 
 def test_the_unit_of_strength_is_the_number_it_was_before_there_was_an_index(finished):
     config = finished
-    store = CodeStore(RunDir.of(config).codes, config.site_of(15), config.target_step_index)
+    store = CodeStore(RunDir.of(config).codes, config.site, config.target_step_index)
     assert store.is_indexed
     features = [*range(0, store.n_features, 5), -1, store.n_features]
     units = strength_units(config, store, features)
