@@ -167,7 +167,8 @@ def load_npy(path: Path | str, mmap: bool = False) -> np.ndarray:
     """
     path = Path(path)
     try:
-        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        array: np.ndarray = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        return array
     except FileNotFoundError:
         raise FluxscopeError(f"{path} is not there", "Run the step that makes it.") from None
     except (ValueError, EOFError, OSError) as error:

@@ -68,7 +68,8 @@ def token_map_to_blocky_heatmap(
     share = normalised_grid(token_values, token_grid_size, clip_percentile, min_clip)
     rows = np.arange(image_height) * share.shape[0] // image_height
     columns = np.arange(image_width) * share.shape[1] // image_width
-    return share[rows[:, None], columns]
+    blocks: np.ndarray = share[rows[:, None], columns]
+    return blocks
 
 
 def normalised_grid(
@@ -87,7 +88,8 @@ def normalised_grid(
     full = float(np.percentile(values, clip_percentile))
     if full <= min_clip:
         full = max(float(values.max()), min_clip)
-    return np.clip(values / full, 0, 1).reshape(rows, columns)
+    heat: np.ndarray = np.clip(values / full, 0, 1).reshape(rows, columns)
+    return heat
 
 
 def overlay_heatmap(
@@ -109,7 +111,8 @@ def overlay_heatmap(
             "Make the heatmap for this picture's width and height.",
         )
     alpha = np.clip(heatmap, 0, 1)[..., None] * alpha_scale
-    return np.rint(base * (1 - alpha) + np.array(color) * alpha).astype(np.uint8)
+    blended: np.ndarray = np.rint(base * (1 - alpha) + np.array(color) * alpha).astype(np.uint8)
+    return blended
 
 
 def outline_heatmap(

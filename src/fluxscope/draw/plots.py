@@ -192,7 +192,8 @@ def l0_comparison(
 
 
 def unit_rows(rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    unit: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def head(ax: Axes, title: str, subtitle: str = "", legend: bool = False) -> None:

@@ -35,7 +35,10 @@ def coherence(
     ones = np.ones(bounds[-1], np.float32)
     total = csr_array((ones, sets[member], bounds), shape=(len(sets), len(embeddings))) @ embeddings  # (f, e)
     pairs = np.where(size > 1, size * (size - 1.0), np.nan)
-    return ((np.einsum("fe,fe->f", total, total, dtype=np.float64) - size) / pairs).astype(np.float32)
+    mean_cosine: np.ndarray = ((np.einsum("fe,fe->f", total, total, dtype=np.float64) - size) / pairs).astype(
+        np.float32
+    )
+    return mean_cosine
 
 
 def check_unit_rows(embeddings: Float32[np.ndarray, "n e"]) -> None:
@@ -119,7 +122,8 @@ def _second_moment(
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The inner product of each row of a with the row of b."""
-    return np.einsum("ij,ij->i", a, b)
+    products: np.ndarray = np.einsum("ij,ij->i", a, b)
+    return products
 
 
 def _within_groups(e: Float64[np.ndarray, "n e"], index: np.ndarray, counts: np.ndarray) -> float:

@@ -234,4 +234,5 @@ def top_overlap(
     translated = np.where(a >= 0, partner[a], -1)
     hit = ((translated[:, :, None] == b[:, None, :]) & (translated >= 0)[:, :, None]).any(2)
     size = (a >= 0).sum(1)
-    return (hit.sum(1) / np.where(size > 0, size, np.nan)).astype(np.float32)
+    share: np.ndarray = (hit.sum(1) / np.where(size > 0, size, np.nan)).astype(np.float32)
+    return share

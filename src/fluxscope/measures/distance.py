@@ -87,11 +87,13 @@ def lpips_form(a: list[Tensor], b: list[Tensor], weights: list[Tensor] | None) -
         if weights is not None:
             square = square * weights[number][:, None]
         total = total + square.sum(1).mean(1)
-    return total.float()
+    distance: Tensor = total.float()
+    return distance
 
 
 def _unit(features: Tensor) -> Tensor:
-    return features / (features.norm(dim=1, keepdim=True) + 1e-10)
+    unit: Tensor = features / (features.norm(dim=1, keepdim=True) + 1e-10)
+    return unit
 
 
 def clip_distance(model: Any, processor: Any, name: str = "clip") -> Distance:
@@ -190,7 +192,8 @@ def read_alex_distance(alexnet: Path | str, heads: Path | str, device: str = "cp
 
 def pixel_change(a: Picture, b: Picture) -> Float32[np.ndarray, "h w"]:
     """Mean absolute difference over the channels at every pixel, 0 to 1."""
-    return np.abs(a.astype(np.float32) - b.astype(np.float32)).mean(2) / 255
+    change: np.ndarray = np.abs(a.astype(np.float32) - b.astype(np.float32)).mean(2) / 255
+    return change
 
 
 def locality(change: Float[np.ndarray, "h w"], heatmap: Float[np.ndarray, "h w"]) -> tuple[float, float]:

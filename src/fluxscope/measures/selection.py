@@ -127,7 +127,7 @@ def _maxima(rows: SMatrix, heads: Int64[np.ndarray, " p"]) -> Float32[np.ndarray
     size = np.diff(heads, append=len(rows))
     if (size == size[0]).all():
         turns = [rows[turn :: size[0]] for turn in range(size[0])]
-        best = turns[0] if len(turns) == 1 else np.maximum(turns[0], turns[1])
+        best: np.ndarray = turns[0] if len(turns) == 1 else np.maximum(turns[0], turns[1])
         for rest in turns[2:]:
             np.maximum(best, rest, out=best)
         return best

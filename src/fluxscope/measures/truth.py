@@ -41,7 +41,8 @@ class ConceptScores:
         """What the top images share beyond chance: 1 when all of them have the concept and few others do, 0
         at its base rate: (top_share - base) / (1 - base)."""
         room = np.where(self.base < 1, 1 - self.base, np.inf)
-        return ((self.top_share - self.base) / room).astype(np.float32)
+        above_chance: np.ndarray = ((self.top_share - self.base) / room).astype(np.float32)
+        return above_chance
 
 
 def concept_matrix(
@@ -117,7 +118,8 @@ def token_masks(
             "Use the picture size and token grid of one run.",
         )
     tiles = masks.reshape(c, rows, height // rows, columns, width // columns)
-    return (tiles.mean((2, 4)) >= least).reshape(c, -1).T  # (t, c)
+    covered: np.ndarray = (tiles.mean((2, 4)) >= least).reshape(c, -1).T  # (t, c)
+    return covered
 
 
 def token_iou(
@@ -164,7 +166,8 @@ def best_concepts(
 def _share(part: Float64[np.ndarray, "f c"] | np.ndarray, whole: np.ndarray) -> Float32[np.ndarray, "f c"]:
     """part / whole, 0 where whole is 0."""
     whole = np.broadcast_to(whole, part.shape)
-    return np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0).astype(np.float32)
+    ratio: np.ndarray = np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0).astype(np.float32)
+    return ratio
 
 
 def _same_images(a: int, b: int) -> None:

@@ -93,11 +93,13 @@ class Site:
         Args:
             text_tokens: how many text tokens a joint sequence begins with.
         """
+        tensor: Tensor = output
         if self.kind.item is None:
-            return output
+            return tensor
         if isinstance(output, tuple):
-            return output[self.kind.item]
-        return output[:, text_tokens:] if self.kind.stream == "image" else output[:, :text_tokens]
+            tensor = output[self.kind.item]
+            return tensor
+        return tensor[:, text_tokens:] if self.kind.stream == "image" else tensor[:, :text_tokens]
 
     def put(self, output: Any, tensor: Float[Tensor, "b t d"], text_tokens: int) -> Any:
         """The module's output with this site's tensor replaced."""

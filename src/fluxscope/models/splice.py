@@ -112,9 +112,9 @@ def _scores(true: Undisturbed, sae: LinearSae, zero: Errors, mean: Errors) -> Sp
     active: list[float] = []
 
     def reconstruct(x: Tensor) -> Tensor:
-        reconstruction, code = sae(x.to(sae.pre_bias))
+        code = sae.encode(x.to(sae.pre_bias))
         active.append(float((code > 0).sum(-1).float().mean()))
-        return reconstruction
+        return sae.decode(code)
 
     ours = true.errors(reconstruct)
     twin = random_twin(sae, round(sum(active) / len(active)), true.mean)

@@ -139,7 +139,10 @@ def _match(
 
 def _border_color(pixels: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "3"]:
     edge = [*range(_BORDER), *range(-_BORDER, 0)]
-    return np.median(np.concatenate([pixels[edge].reshape(-1, 3), pixels[:, edge].reshape(-1, 3)]), axis=0)
+    colour: np.ndarray = np.median(
+        np.concatenate([pixels[edge].reshape(-1, 3), pixels[:, edge].reshape(-1, 3)]), axis=0
+    )
+    return colour
 
 
 def _nearest(color: Float32[np.ndarray, "3"], palette: dict[str, tuple[int, int, int]]) -> str:
@@ -156,7 +159,7 @@ def _large_pieces(labels: np.ndarray) -> list[Bool[np.ndarray, "h w"]]:
 def _core(piece: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """A piece without its edge, where colours mix; thin pieces keep what they can."""
     for depth in (3, 2, 1):
-        core = ndimage.binary_erosion(piece, iterations=depth)
+        core: np.ndarray = ndimage.binary_erosion(piece, iterations=depth)
         if core.sum() >= 20:
             return core
     return piece

@@ -114,7 +114,7 @@ class Flux1(Family):
 
         spec = run.spec
         sigmas = np.linspace(1.0, 1 / spec.steps, spec.steps)[run.first :]  # the tail of the pipeline's own
-        return pipe(
+        latents: Tensor = pipe(
             **run.prompts,
             generator=run.generators,
             height=spec.height,
@@ -126,12 +126,14 @@ class Flux1(Family):
             output_type="latent",
             callback_on_step_end=on_step_end,
         ).images
+        return latents
 
     def decode(self, pipe: Pipeline, latents: Tensor, spec: PictureSpec) -> Tensor:
         vae = pipe.vae
         unpacked = pipe._unpack_latents(latents, spec.height, spec.width, pipe.vae_scale_factor)
         unpacked = unpacked / vae.config.scaling_factor + vae.config.shift_factor
-        return vae.decode(unpacked.to(vae.dtype), return_dict=False)[0]
+        pixels: Tensor = vae.decode(unpacked.to(vae.dtype), return_dict=False)[0]
+        return pixels
 
     def can_resume(self, scheduler: Any) -> bool:
         """Each step's noise level follows from that step alone, unless the scheduler is told otherwise."""

@@ -121,7 +121,8 @@ class Flux2(Family):
         mean = vae.bn.running_mean.view(1, -1, 1, 1).to(on_grid)
         std = (vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).sqrt().to(on_grid)
         unpatched = pipe._unpatchify_latents(on_grid * std + mean)
-        return vae.decode(unpatched.to(vae.dtype), return_dict=False)[0]
+        pixels: Tensor = vae.decode(unpatched.to(vae.dtype), return_dict=False)[0]
+        return pixels
 
     def can_resume(self, scheduler: Any) -> bool:
         return False
