@@ -66,13 +66,16 @@ def compare(folder: Path, python: Path) -> None:
 
 def an_sae(architecture: str, x: torch.Tensor) -> Any:
     """An SAE with biases and thresholds away from their starts."""
-    from fluxscope.sae.train_config import TrainConfig, build
+    from fluxscope.sae.table import K as SWEPT_K
+    from fluxscope.sae.table import named
 
-    sae = build(D, TrainConfig(architecture, hidden_dim=F, k=K)).requires_grad_(False)
+    entry = named(architecture)
+    settings = entry.load()()
+    settings = entry.sparsity.given(settings, K) if entry.sparsity is SWEPT_K else settings
+    sae = settings.build(D, F).requires_grad_(False)
     sae.pre_bias.copy_(x.mean(0))
     sae.encoder.bias.normal_(0, 0.3)
-    if "batch" in architecture:
-        sae.calibrate([x])
+    sae.calibrate([x])
     if architecture == "jumprelu":
         sae.threshold.uniform_(2, 6)
     return sae

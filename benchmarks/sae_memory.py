@@ -30,12 +30,15 @@ def main() -> None:
     parser.add_argument("--precision", default="rescored")
     arguments = parser.parse_args()
     from fluxscope.sae.normalisation import Normalisation
+    from fluxscope.sae.topk import TopK
     from fluxscope.sae.train import TrainConfig, Trainer
 
     batch = torch.randn(BATCH, D)
     batch @ batch[:8].T  # the libraries' own memory counts before the start
     before = peak()
-    config = TrainConfig(hidden_dim=F, k=K, precision=arguments.precision, batch_size=BATCH, log_every=10**9)
+    config = TrainConfig(
+        TopK(K, precision=arguments.precision), hidden_dim=F, batch_size=BATCH, log_every=10**9
+    )
     trainer = Trainer(config, Normalisation(torch.zeros(D), 1.0))
     weights = sum(parameter.numel() * 4 for parameter in trainer.sae.parameters())
     for step in range(arguments.steps):

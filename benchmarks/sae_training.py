@@ -130,10 +130,11 @@ def start_bias(f: int, aux: bool) -> torch.Tensor:
 def ours(precision: str, clip_sum: bool = False) -> Callable[..., Step]:
     def make(d: int, f: int, k: int, aux: bool) -> Step:
         from fluxscope.sae.normalisation import Normalisation
+        from fluxscope.sae.topk import TopK
         from fluxscope.sae.train import TrainConfig, Trainer
 
         config = TrainConfig(
-            hidden_dim=f, k=k, precision=precision, lr=LR, warmup_steps=0, decay_share=0.0,
+            TopK(k, precision=precision), hidden_dim=f, lr=LR, warmup_steps=0, decay_share=0.0,
             dead_after_tokens=10_000_000, log_every=10**9, steps=10**8, clip_norm=1 / d if clip_sum else 1.0,
         )  # fmt: skip
         trainer = Trainer(config, Normalisation(torch.zeros(d), 1.0))

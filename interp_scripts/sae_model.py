@@ -1,5 +1,6 @@
 """The SAE modules under the names that existing scripts import. See fluxscope.sae."""
 
-from fluxscope.sae import SparseAutoencoder, TopKSparseAutoencoder
+from fluxscope.sae.relu import SparseAutoencoder
+from fluxscope.sae.topk import TopKSparseAutoencoder
 
 __all__ = ["SparseAutoencoder", "TopKSparseAutoencoder"]

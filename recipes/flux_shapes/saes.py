@@ -27,7 +27,9 @@ from fluxscope.sae.data import ByImage, first_held_out
 from fluxscope.sae.formats import load
 from fluxscope.sae.jobs import Job, train_jobs
 from fluxscope.sae.metrics import Scores
+from fluxscope.sae.relu import ReLU
 from fluxscope.sae.shards import held_out_batches
+from fluxscope.sae.topk import TopK
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import Config
 from fluxscope.shapes.world import caption, sample_scene, training_captions
@@ -47,11 +49,11 @@ class Bundled:
     training: TrainConfig
 
 
-_TOPK = TrainConfig("topk", hidden_dim=1536, k=16, lr=4e-3, dead_after_tokens=20_000)
+_TOPK = TrainConfig(TopK(k=16), hidden_dim=1536, lr=4e-3, dead_after_tokens=20_000)
 BUNDLED = (
     Bundled("sae_layer05", 5, _TOPK),
     Bundled("sae_layer15", 15, replace(_TOPK, hidden_dim=3072)),
-    Bundled("sae_layer15_l1", 15, TrainConfig("relu", hidden_dim=768, l1_coeff=0.15)),
+    Bundled("sae_layer15_l1", 15, TrainConfig(ReLU(l1_coeff=0.15), hidden_dim=768)),
 )
 
 

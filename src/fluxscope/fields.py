@@ -112,6 +112,8 @@ def checked(each: Declared, value: Any) -> Any:
     """
     if value is None and each.optional:
         return None
+    if issubclass(each.kind, Checked) and isinstance(value, each.kind):
+        return value  # its own settings were checked when it was made
     if isinstance(value, Path):
         value = str(value)
     if each.kind is tuple:

@@ -104,10 +104,10 @@ def test_a_scale_of_one_and_a_strength_of_nothing_change_no_bit_at_any_site(mode
     assert not torch.equal(pushed, latents)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda entry: entry.name)
 def test_a_scale_of_one_changes_no_bit_with_any_sae(model, architecture):
     config = {"topk_k": 8, "group_sizes": [64, 64], "l1_coeff": 0.1}
-    sae = architecture.from_config(128, 128, config).eval().requires_grad_(False)
+    sae = architecture.load().sae.from_config(128, 128, config).eval().requires_grad_(False)
     if hasattr(sae, "threshold"):
         sae.threshold.fill_(0.1)
     latents, _ = run(model, sae, [[Change("scale", 1.0, 3)]], Scope(FF, range(4)))

@@ -1,6 +1,11 @@
 """Activations with a known sparse structure."""
 
+from dataclasses import replace
+
 import torch
+
+from fluxscope.sae.architecture import Architecture
+from fluxscope.sae.table import K, named
 
 
 def activations(n: int, seed: int, scale: float = 7.0) -> torch.Tensor:
@@ -13,3 +18,10 @@ def activations(n: int, seed: int, scale: float = 7.0) -> torch.Tensor:
     strength = 1 + torch.rand(n, 3, generator=generator)
     code = torch.zeros(n, 24).scatter(1, chosen, strength)
     return scale * (code @ directions) + 50
+
+
+def settings(name: str, k: int) -> Architecture:
+    """An architecture's settings as they are by default, but for k where it has one."""
+    entry = named(name)
+    chosen = entry.load()()
+    return replace(chosen, k=k) if entry.sparsity is K else chosen

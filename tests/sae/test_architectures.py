@@ -6,7 +6,6 @@ import torch
 from fluxscope.errors import CheckpointError
 from fluxscope.sae import (
     BatchTopKSparseAutoencoder,
-    JumpReLUSparseAutoencoder,
     MatryoshkaSparseAutoencoder,
     SparseAutoencoder,
     TopKSparseAutoencoder,
@@ -82,9 +81,10 @@ def test_matryoshka_levels_ascend_to_the_width() -> None:
 
 
 def test_jumprelu_gradients_are_the_papers_estimates() -> None:
-    sae = JumpReLUSparseAutoencoder(8, 24, l0_coeff=0.5)
+    settings = jumprelu.JumpReLU(l0_coeff=0.5)
+    sae = settings.build(8, 24)
     x = torch.randn(50, 8)
-    loss, reconstruction, code = sae.training_loss(x, sparsity=1.0)
+    loss, reconstruction, code = settings.loss(sae, x, warmth=1.0)
     loss.backward()
     pre = torch.relu(sae.pre_activations(x)).detach()
     threshold = sae.threshold.detach()

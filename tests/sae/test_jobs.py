@@ -8,15 +8,20 @@ from synthetic import activations
 
 from fluxscope import files
 from fluxscope.errors import FluxscopeError
+from fluxscope.sae.batch_topk import BatchTopK
 from fluxscope.sae.data import InMemory
 from fluxscope.sae.formats import load
 from fluxscope.sae.jobs import Job, folder_name, train_jobs
+from fluxscope.sae.jumprelu import JumpReLU
+from fluxscope.sae.matryoshka import Matryoshka
 from fluxscope.sae.metrics import evaluate
+from fluxscope.sae.relu import ReLU
+from fluxscope.sae.topk import TopK
 from fluxscope.sae.train import TrainConfig
 
 CONFIGS = (
-    TrainConfig(hidden_dim=48, k=3, steps=60, batch_size=64, warmup_steps=5, log_every=10),
-    TrainConfig("batch_topk", hidden_dim=32, k=2, steps=40, batch_size=64, warmup_steps=5, log_every=10),
+    TrainConfig(TopK(k=3), hidden_dim=48, steps=60, batch_size=64, warmup_steps=5, log_every=10),
+    TrainConfig(BatchTopK(k=2), hidden_dim=32, steps=40, batch_size=64, warmup_steps=5, log_every=10),
 )
 
 
@@ -69,17 +74,35 @@ def test_the_files_say_what_the_sae_does(tmp_path: Path) -> None:
 
 def test_folders_of_other_settings_are_refused(tmp_path: Path) -> None:
     held_out = [activations(300, 1)]
-    quick = TrainConfig(hidden_dim=32, k=2, steps=2, batch_size=64)
+    quick = TrainConfig(TopK(k=2), hidden_dim=32, steps=2, batch_size=64)
     train_jobs(source(), [Job(tmp_path, quick, {})], held_out)
     with pytest.raises(FluxscopeError, match="other settings"):
-        train_jobs(source(), [Job(tmp_path, TrainConfig(hidden_dim=32, k=3, steps=2), {})], held_out)
+        train_jobs(source(), [Job(tmp_path, TrainConfig(TopK(k=3), hidden_dim=32, steps=2), {})], held_out)
     with pytest.raises(FluxscopeError, match="held-out"):
         train_jobs(source(), [Job(tmp_path, quick, {})], [])
 
 
 def test_folder_names_are_those_that_readers_look_for() -> None:
     assert (
-        folder_name("layer15", 14, TrainConfig(k=16, hidden_dim=1024), 128, "now")
+        folder_name("layer15", 14, TrainConfig(TopK(k=16), hidden_dim=1024), 128, "now")
         == "sae_training_layer15_t14_topk16_x8_now"
     )
-    assert "_relu0.15_x" in folder_name("layer15", 14, TrainConfig("relu", l1_coeff=0.15), 128, "now")
+    assert "_relu0.15_x" in folder_name("layer15", 14, TrainConfig(ReLU(l1_coeff=0.15)), 128, "now")
+    assert "_jumprelu0.003_x" in folder_name("layer15", 14, TrainConfig(JumpReLU()), 128, "now")
+    matryoshka = TrainConfig(Matryoshka(k=16))
+    assert "_topk16_x" in folder_name("layer15", 14, matryoshka, 128, "now"), "readers look for topk<k>"
+
+
+def test_a_folder_that_an_older_version_began_goes_on(tmp_path: Path) -> None:
+    """Those versions wrote the settings of every architecture into config.json."""
+    held_out, quick = [activations(300, 1)], TrainConfig(TopK(k=2), hidden_dim=32, steps=2, batch_size=64)
+    train_jobs(source(), [Job(tmp_path, quick, {"layer": 15})], held_out)
+    written = files.read_json(tmp_path / "config.json")
+    assert written["training"] == quick.to_json()
+    older = written["training"] | {"levels": [], "l1_coeff": 0.05, "resample_every": None}
+    files.write_json(tmp_path / "config.json", written | {"training": older})
+    train_jobs(source(), [Job(tmp_path, quick, {"layer": 15})], held_out)
+    for wrong in (written | {"training": older | {"k": 3}}, {"training": []}, [], written | {"entries": {}}):
+        files.write_json(tmp_path / "config.json", wrong)
+        with pytest.raises(FluxscopeError, match="other settings"):
+            train_jobs(source(), [Job(tmp_path, quick, {"layer": 15})], held_out)

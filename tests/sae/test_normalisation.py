@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from synthetic import activations
+from synthetic import activations, settings
 from torch import Tensor
 
 from fluxscope.sae import ARCHITECTURES, LinearSae, formats
 from fluxscope.sae.metrics import evaluate
 from fluxscope.sae.normalisation import Normalisation, Whitening, fit
+from fluxscope.sae.topk import TopK
 from fluxscope.sae.train import TrainConfig, train
-from fluxscope.sae.train_config import build
 
 D, F = 16, 48
 WHITENINGS: tuple[Whitening, ...] = ("none", "dimension", "pca")
@@ -56,7 +56,7 @@ def test_a_dimension_that_never_varies_is_not_blown_up(whitening: Whitening) -> 
 
 def in_training(architecture: str, y: Tensor) -> LinearSae:
     """An SAE as it is in the middle of training, on normalised activations."""
-    sae = build(D, TrainConfig(architecture, hidden_dim=F, k=5)).requires_grad_(False)
+    sae = settings(architecture, k=5).build(D, F).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     sae.reset_parameters(generator)
     sae.pre_bias.normal_(0, 0.3, generator=generator)
@@ -66,7 +66,7 @@ def in_training(architecture: str, y: Tensor) -> LinearSae:
 
 
 @pytest.mark.parametrize("whitening", WHITENINGS)
-@pytest.mark.parametrize("architecture", [cls.architecture for cls in ARCHITECTURES])
+@pytest.mark.parametrize("architecture", [entry.name for entry in ARCHITECTURES])
 def test_the_folded_sae_chooses_the_same_features_and_reconstructs_the_same(
     architecture: str, whitening: Whitening
 ) -> None:
@@ -91,7 +91,9 @@ def test_the_folded_sae_chooses_the_same_features_and_reconstructs_the_same(
 
 @pytest.mark.parametrize("whitening", ["dimension", "pca"])
 def test_an_sae_trained_on_whitened_activations_reads_raw_ones(tmp_path: Path, whitening: Whitening) -> None:
-    quick = TrainConfig(hidden_dim=64, k=4, steps=200, batch_size=256, warmup_steps=20, whitening=whitening)
+    quick = TrainConfig(
+        TopK(k=4), hidden_dim=64, steps=200, batch_size=256, warmup_steps=20, whitening=whitening
+    )
     sae, _ = train(uneven(4000, 0), quick)
     x = uneven(1000, 1)
     assert evaluate(sae, [x]).scores().explained_variance > 0.6

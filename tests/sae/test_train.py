@@ -1,20 +1,28 @@
 """The trainer learns, repeats itself, and its SAEs read raw activations."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from synthetic import activations
+from synthetic import activations, settings
 
 from fluxscope.errors import FluxscopeError
 from fluxscope.sae import LinearSae, SparseAutoencoder, TopKSparseAutoencoder
 from fluxscope.sae.data import InMemory
+from fluxscope.sae.jumprelu import JumpReLU
+from fluxscope.sae.matryoshka import Matryoshka
 from fluxscope.sae.metrics import evaluate
 from fluxscope.sae.normalisation import fit
+from fluxscope.sae.relu import ReLU
+from fluxscope.sae.table import named
+from fluxscope.sae.topk import TopK
 from fluxscope.sae.train import TrainConfig, Trainer, train, train_many
 
-SMALL = TrainConfig(hidden_dim=64, k=3, steps=300, batch_size=256, warmup_steps=20, dead_after_tokens=5000)
+SMALL = TrainConfig(
+    TopK(k=3), hidden_dim=64, steps=300, batch_size=256, warmup_steps=20, dead_after_tokens=5000
+)
 
 
 def test_topk_explains_held_out_activations_in_raw_space() -> None:
@@ -30,7 +38,7 @@ def test_topk_explains_held_out_activations_in_raw_space() -> None:
 
 def test_relu_is_sparser_the_stronger_its_penalty() -> None:
     weak, strong = (
-        train(activations(4000, 0), TrainConfig("relu", 64, l1_coeff=c, steps=200, batch_size=256))[0]
+        train(activations(4000, 0), TrainConfig(ReLU(l1_coeff=c), 64, steps=200, batch_size=256))[0]
         for c in (0.05, 0.8)
     )
     held_out = [activations(1000, 1)]
@@ -40,7 +48,7 @@ def test_relu_is_sparser_the_stronger_its_penalty() -> None:
 
 def test_scaling_and_shifting_the_activations_changes_nothing_but_the_units() -> None:
     x = activations(2000, 0)
-    quick = TrainConfig(hidden_dim=32, k=3, steps=20, batch_size=256)
+    quick = TrainConfig(TopK(k=3), hidden_dim=32, steps=20, batch_size=256)
     plain, _ = train(x, quick)
     moved, _ = train(8 * x + 5, quick)
     torch.testing.assert_close(moved.encode(8 * x + 5), 8 * plain.encode(x), rtol=1e-3, atol=1e-2)
@@ -48,7 +56,7 @@ def test_scaling_and_shifting_the_activations_changes_nothing_but_the_units() ->
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     x = activations(1000, 0)
-    quick = TrainConfig(hidden_dim=32, k=3, steps=10, batch_size=128)
+    quick = TrainConfig(TopK(k=3), hidden_dim=32, steps=10, batch_size=128)
     np.save(tmp_path / "x.npy", x.numpy())
     first, _ = train(x, quick)
     second, _ = train(np.load(tmp_path / "x.npy", mmap_mode="r+"), quick)
@@ -68,7 +76,7 @@ def test_a_few_bad_rows_are_skipped_and_many_are_refused() -> None:
     x = activations(1000, 0)
     x[3, 0] = torch.nan
     x[4, 1] = torch.inf
-    sae, _ = train(x, TrainConfig(hidden_dim=32, k=3, steps=5, batch_size=128))
+    sae, _ = train(x, TrainConfig(TopK(k=3), hidden_dim=32, steps=5, batch_size=128))
     assert all(torch.isfinite(parameter).all() for parameter in sae.parameters())
     x[:11, 0] = torch.nan
     with pytest.raises(FluxscopeError, match="11 of 1000"):
@@ -86,21 +94,36 @@ def test_useless_activations_are_refused(x: torch.Tensor, message: str) -> None:
 
 def test_an_architecture_without_trainer_is_named() -> None:
     with pytest.raises(FluxscopeError, match="quantum"):
-        train(activations(100, 0), TrainConfig(architecture="quantum"))
+        named("quantum")
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"lr": 0.0}, {"lr": -1e-3}, {"lr": float("nan")}, {"l1_coeff": -0.1}, {"steps": 0}]
+    "wrong",
+    [
+        lambda: TrainConfig(lr=0.0),
+        lambda: TrainConfig(lr=-1e-3),
+        lambda: TrainConfig(lr=float("nan")),
+        lambda: TrainConfig(steps=0),
+        lambda: TrainConfig(TopK(k=65), hidden_dim=64),
+        lambda: TrainConfig(TopK(k=0)),
+        lambda: ReLU(l1_coeff=-0.1),
+        lambda: JumpReLU(l0_coeff=float("nan")),
+    ],
 )
-def test_settings_that_cannot_be_are_refused(wrong: dict) -> None:
-    with pytest.raises(FluxscopeError, match=r"must be (at least|above|a finite)"):
-        TrainConfig(**wrong)
+def test_settings_that_cannot_be_are_refused(wrong: Callable[[], object]) -> None:
+    with pytest.raises(FluxscopeError, match=r"must be (at least|above|a finite)|k = 65"):
+        wrong()
+
+
+def test_prefixes_that_do_not_end_with_the_width_are_refused_before_training() -> None:
+    with pytest.raises(FluxscopeError, match="ascend to 64"):
+        TrainConfig(Matryoshka(k=3, levels=(16, 32)), hidden_dim=64)
 
 
 def test_the_default_learning_rate_falls_with_the_number_of_features() -> None:
     peaks = [TrainConfig(hidden_dim=f).peak_lr() for f in (64, 12288, 49152)]
     assert peaks == pytest.approx([4e-3, 1e-3, 5e-4])
-    assert TrainConfig("relu", 2**14).peak_lr() == pytest.approx(2e-4)
+    assert TrainConfig(ReLU(), 2**14).peak_lr() == pytest.approx(2e-4)
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
@@ -116,12 +139,12 @@ def assert_same_weights(ours: LinearSae, theirs: LinearSae) -> None:
         assert torch.equal(tensor, theirs.state_dict()[name]), name
 
 
-QUICK = {"hidden_dim": 64, "k": 3, "steps": 120, "batch_size": 128, "warmup_steps": 10}
+QUICK = {"hidden_dim": 64, "steps": 120, "batch_size": 128, "warmup_steps": 10}
 
 
 @pytest.mark.parametrize("architecture", ["batch_topk", "matryoshka_batch_topk", "jumprelu"])
 def test_the_other_architectures_learn_and_read_raw_activations(architecture: str) -> None:
-    config = TrainConfig(architecture, l0_coeff=0.1, **QUICK)
+    config = TrainConfig(JumpReLU(0.1) if architecture == "jumprelu" else settings(architecture, 3), **QUICK)
     sae, history = train(activations(4000, 0), config)
     scores = evaluate(sae, [activations(1000, 1)]).scores()
     assert sae.architecture == architecture
@@ -134,8 +157,8 @@ def test_the_other_architectures_learn_and_read_raw_activations(architecture: st
 
 def test_exact_and_rescored_choose_alike_and_so_learn_alike() -> None:
     x = activations(2000, 0)
-    exact, _ = train(x, TrainConfig(precision="exact", **QUICK))
-    rescored, _ = train(x, TrainConfig(precision="rescored", **QUICK))
+    exact, _ = train(x, TrainConfig(TopK(3, precision="exact"), **QUICK))
+    rescored, _ = train(x, TrainConfig(TopK(3, precision="rescored"), **QUICK))
     held_out = [activations(500, 1)]
     ours, theirs = (evaluate(sae, held_out).scores().explained_variance for sae in (exact, rescored))
     assert ours == pytest.approx(theirs, abs=0.02)
@@ -144,8 +167,8 @@ def test_exact_and_rescored_choose_alike_and_so_learn_alike() -> None:
 @pytest.mark.parametrize("most", [0.01, 1000.0])
 def test_gradients_are_clipped_as_pytorch_clips_them(most: float) -> None:
     x = activations(128, 0)
-    trainer = Trainer(TrainConfig(hidden_dim=32, k=3, batch_size=128, clip_norm=most), fit([x]))
-    unclipped = Trainer(TrainConfig(hidden_dim=32, k=3, batch_size=128, clip_norm=1e9), fit([x]))
+    trainer = Trainer(TrainConfig(TopK(k=3), hidden_dim=32, batch_size=128, clip_norm=most), fit([x]))
+    unclipped = Trainer(TrainConfig(TopK(k=3), hidden_dim=32, batch_size=128, clip_norm=1e9), fit([x]))
     for one in (trainer, unclipped):
         one.step(x)
     whole = list(unclipped.sae.parameters())
@@ -157,7 +180,7 @@ def test_gradients_are_clipped_as_pytorch_clips_them(most: float) -> None:
 
 def test_several_saes_train_together_as_each_would_alone() -> None:
     x = activations(1000, 0)
-    configs = [TrainConfig(**QUICK), TrainConfig("relu", 32, steps=60, batch_size=128, seed=0)]
+    configs = [TrainConfig(TopK(3), **QUICK), TrainConfig(ReLU(), 32, steps=60, batch_size=128, seed=0)]
     together = train_many(InMemory(x, 128, seed=0), configs)
     for config, (sae, history) in zip(configs, together, strict=True):
         alone, its_history = train(x, config)
@@ -167,7 +190,8 @@ def test_several_saes_train_together_as_each_would_alone() -> None:
 
 @pytest.mark.parametrize("architecture", ["topk", "relu", "jumprelu"])
 def test_a_trainer_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path, architecture: str) -> None:
-    config = TrainConfig(architecture, dead_after_tokens=1500, resample_every=20, **QUICK)
+    chosen = ReLU(resample_every=20) if architecture == "relu" else settings(architecture, 3)
+    config = TrainConfig(chosen, dead_after_tokens=1500, **QUICK)
     source = InMemory(activations(1000, 0), 128, seed=0)
     whole = Trainer(config, source.normalisation)
     for step in range(config.steps):
@@ -187,7 +211,7 @@ def test_a_trainer_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path, 
 
 def test_dead_latents_of_relu_are_resampled() -> None:
     x = activations(2000, 0)
-    config = TrainConfig("relu", l1_coeff=0.3, resample_every=30, dead_after_tokens=1000, **QUICK)
+    config = TrainConfig(ReLU(l1_coeff=0.3, resample_every=30), dead_after_tokens=1000, **QUICK)
     source = InMemory(x, 128, seed=0)
     trainer = Trainer(config, source.normalisation)
     trainer.sae.encoder.bias.data[:20] = -100.0
@@ -202,7 +226,7 @@ def test_dead_latents_of_topk_are_revived_by_auxk() -> None:
     source = InMemory(x, 128, seed=0)
     dead = {}
     for aux_coeff in (0.0, 1.0):
-        config = TrainConfig(dead_after_tokens=500, aux_coeff=aux_coeff, **QUICK)
+        config = TrainConfig(TopK(3, aux_coeff=aux_coeff), dead_after_tokens=500, **QUICK)
         trainer = Trainer(config, source.normalisation)
         trainer.sae.encoder.bias.data[:20] = -1.5
         for step in range(config.steps):

@@ -16,6 +16,7 @@ from fluxscope.files import load_npy, read_json, read_jsonl, save_npy
 from fluxscope.progress import Reporter
 from fluxscope.sae.formats import load
 from fluxscope.sae.shards import ActivationStore
+from fluxscope.sae.table import named
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import make_config
 from fluxscope.training.sweep import sweep
@@ -36,7 +37,7 @@ FLAGS += ["--training-steps=30", "--expansion=2", "--k=4,8"]
 
 def training(folder, **changes) -> Training:
     base = TrainConfig(hidden_dim=256, steps=30)
-    settings = {"sites": ("double.15.ff",), "ks": (4, 8), "pictures": 40, "base": base, "stamp": "1"}
+    settings = {"sites": ("double.15.ff",), "sparsities": (4, 8), "pictures": 40, "base": base, "stamp": "1"}
     settings |= {"activations": folder / "activations", "saes": folder}
     return Training(**{**settings, **changes})
 
@@ -113,7 +114,7 @@ def test_every_file_is_as_the_page_says(trained, swept, row):
 def swept(trained, tmp_path_factory, model):
     """A sweep over the activations that the other training left."""
     folder = tmp_path_factory.mktemp("swept")
-    again = training(folder, activations=trained / "activations", ks=(2, 16), spliced_pictures=2)
+    again = training(folder, activations=trained / "activations", sparsities=(2, 16), spliced_pictures=2)
     sweep(make_config(**QUICK), model, again, Reporter(quiet=True), shapes_captions(make_config(**QUICK), 40))
     return folder
 
@@ -128,23 +129,23 @@ def test_a_sweep_tells_what_each_sparsity_costs(swept):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "setting", "given", "values"),
-    # Beyond these prices of an active feature Adam moves all thresholds as fast as it can, whatever they are.
-    [("relu", "l1_coeff", "l1s", (0.1, 2.0)), ("jumprelu", "l0_coeff", "l0s", (0.0005, 0.1))],
+    ("architecture", "setting", "values"),
+    # Beyond these weights of the L0 penalty Adam moves all thresholds as fast as it can, whatever they are.
+    [("relu", "l1_coeff", (0.1, 2.0)), ("jumprelu", "l0_coeff", (0.0005, 0.1))],
 )
 def test_a_sweep_of_penalties_has_a_control_of_the_same_l0(
-    trained, tmp_path, architecture, setting, given, values, model
+    trained, tmp_path, architecture, setting, values, model
 ):
-    base = TrainConfig(architecture, hidden_dim=256, steps=200)
+    base = TrainConfig(named(architecture).load()(), hidden_dim=256, steps=200)
     shared = {"activations": trained / "activations", "base": base, "spliced_pictures": 0}
-    wanted = training(tmp_path, **shared, **{given: values})
+    wanted = training(tmp_path, **shared, sparsities=values)
     weak, strong = sweep(make_config(**QUICK), model, wanted, Reporter(quiet=True))
     assert (weak["setting"], weak["value"], weak["spliced"]) == (setting, values[0], None)
     assert strong["l0"] < 0.8 * weak["l0"]
     folder = tmp_path / f"sae_training_layer15_t2_{architecture}{values[1]:g}_x2_1"
     assert (folder / "sae_best.pt").is_file()
     with pytest.raises(ConfigError, match="two sparsities"):
-        sweep(make_config(**QUICK), model, training(tmp_path, ks=(4,)), Reporter(quiet=True))
+        sweep(make_config(**QUICK), model, training(tmp_path, sparsities=(4,)), Reporter(quiet=True))
 
 
 def test_bad_activations_are_left_out_and_reported(trained, tmp_path, capsys, model):
@@ -153,7 +154,7 @@ def test_bad_activations_are_left_out_and_reported(trained, tmp_path, capsys, mo
     bits = load_npy(shard).copy()
     bits[0, 0, 0] = bits[39, 5, 7] = 0x7FC0  # NaN in bfloat16: one in training, one held out
     save_npy(shard, bits)
-    train(make_config(**QUICK), model, training(tmp_path, ks=(4,), spliced_pictures=0), Reporter())
+    train(make_config(**QUICK), model, training(tmp_path, sparsities=(4,), spliced_pictures=0), Reporter())
     told = capsys.readouterr().out
     found = re.search(r"(\d+) of (\d+) activations", told)
     assert found and (found[1], found[2]) == ("1", str(36 * 64))
@@ -211,7 +212,7 @@ def test_bad_options_are_clear_errors(tmp_path, model):
     with pytest.raises(ConfigError, match="--k cannot be"):
         numbers("--k", "16,x", int)
     with pytest.raises(FluxscopeError, match="k = 257 active features of 256"):
-        train(make_config(**QUICK), model, training(tmp_path, ks=(4, 257)), Reporter(quiet=True))
+        train(make_config(**QUICK), model, training(tmp_path, sparsities=(4, 257)), Reporter(quiet=True))
     assert not list(tmp_path.iterdir())
     assert numbers("--k", "16,32,16", int) == (16, 32)
     with pytest.raises(ConfigError, match="--l1 cannot be"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, cast
+from typing import TYPE_CHECKING, Annotated, Optional, TypeVar, cast
 
 import typer
 
@@ -12,6 +14,7 @@ from fluxscope.commands.options import Quiet
 from fluxscope.embedded import FLUX_SHAPES, TEST_PROMPTS
 from fluxscope.fields import Number, to_numbers
 from fluxscope.progress import Reporter
+from fluxscope.sae.table import ARCHITECTURES, Sparsity, named, sparsities
 from fluxscope.settings.config import Config
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from fluxscope.sae.normalisation import Whitening
     from fluxscope.training.train import Training
 
+Command = TypeVar("Command", bound=Callable[..., None])
 Layers = Annotated[str, typer.Option("--layers", help="Blocks to train SAEs for, such as 5,15.")]
 Sites = Annotated[
     str,
@@ -26,20 +30,7 @@ Sites = Annotated[
 ]
 Architecture = Annotated[
     str,
-    typer.Option("--architecture", help="topk, batch_topk, matryoshka_batch_topk, jumprelu or relu (L1)."),
-]
-Ks = Annotated[
-    Optional[str],  # noqa: UP045 -- read by typer at run time
-    typer.Option(
-        "--k",
-        help="Active features a token; one SAE for each of 16,32,64. [default: 16; not flux-shapes: 64]",
-    ),
-]
-SweptKs = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--k", help="Active features a token. [default: 2,4,8,16,32; not flux-shapes: 16,32,64,128,256]"
-    ),
+    typer.Option("--architecture", help=f"One of: {', '.join(entry.name for entry in ARCHITECTURES)}."),
 ]
 Expansion = Annotated[
     Optional[int],  # noqa: UP045
@@ -47,8 +38,6 @@ Expansion = Annotated[
         "--expansion", help="Features for each dimension of the site. [default: 6; not flux-shapes: 8]"
     ),
 ]
-L1s = Annotated[str, typer.Option("--l1", help="Weights of the L1 penalty (relu), one SAE for each.")]
-L0s = Annotated[str, typer.Option("--l0", help="Prices of an active feature (jumprelu), one SAE for each.")]
 Rate = Annotated[
     Optional[float],  # noqa: UP045 -- read by typer at run time
     typer.Option("--lr", help="Peak learning rate. [default: follows from the number of features]"),
@@ -79,15 +68,12 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The options of `fluxscope train`; cli.py makes a flag of each."""
+    """The options of `fluxscope train`; each is a flag."""
 
     layers: Layers = "5,15"
     sites: Sites = ""
-    architecture: Architecture = "topk"
-    k: Ks = None
+    architecture: Architecture = ARCHITECTURES[0].name
     expansion: Expansion = None
-    l1: L1s = "0.15"
-    l0: L0s = "0.003"
     lr: Rate = None
     whitening: Whiten = "none"
     training_steps: TrainSteps = 4000
@@ -105,33 +91,63 @@ class SweepOptions(TrainOptions):
     """The options of `fluxscope sweep`: those of `train`, with several sparsities and less work for each."""
 
     layers: Layers = "15"
-    k: SweptKs = None
-    l1: L1s = "0.05,0.1,0.2,0.4,0.8"
-    l0: L0s = "0.0005,0.001,0.002,0.004,0.008"
     training_steps: TrainSteps = 1000
     pictures: TrainPictures = 400
     activations_dir: Activations = Path("sae_sweep/activations")
     saes_dir: Saes = Path("sae_sweep")
 
 
-def train_saes(config: Config, options: TrainOptions, quiet: Quiet = False) -> None:
+def with_sparsities(sweeps: bool) -> Callable[[Command], Command]:
+    """Give a command a flag for each setting that makes an architecture sparse, in place of **given.
+
+    Args:
+        sweeps: whether several sparsities are trained when none are given.
+    """
+
+    def add_flags(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        flags = [_sparsity_flag(each, users, sweeps) for each, users in sparsities().items()]
+        command.__signature__ = signature.replace(parameters=[*kept, *flags])  # type: ignore[attr-defined]
+        return command
+
+    return add_flags
+
+
+def _sparsity_flag(sparsity: Sparsity, users: Sequence[str], sweeps: bool) -> inspect.Parameter:
+    narrow, wide = (_usual(sparsity, sweeps, wide) for wide in (False, True))
+    default = narrow if narrow == wide else f"{narrow}; not flux-shapes: {wide}"
+    help = f"{sparsity.help} ({', '.join(users)}), one SAE for each. [default: {default}]"
+    option = typer.Option(f"--{sparsity.flag}", help=help)
+    annotation = Annotated[Optional[str], option]  # noqa: UP045 -- read by typer at run time
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(sparsity.flag, kind, default=None, annotation=annotation)
+
+
+def _usual(sparsity: Sparsity, sweeps: bool, wide: bool) -> str:
+    """The values that are trained where none are given, as one would write them."""
+    narrow, wider = (sparsity.sweep, sparsity.sweep_wide) if sweeps else (sparsity.train, sparsity.train_wide)
+    return ",".join(f"{value:g}" for value in (wider if wide and wider else narrow))
+
+
+@with_sparsities(sweeps=False)
+def train_saes(config: Config, options: TrainOptions, quiet: Quiet = False, **given: str | None) -> None:
     """Train SAEs on the model's activations at the target step (and at --capture-steps)."""
     from fluxscope.training.train import train
 
-    k = options.k or ("16" if config.model_id == FLUX_SHAPES else "64")
     captions = shapes_captions(config, options.pictures)
     model = opened(config, options)
-    train(config, model, wanted_training(model.spec.width, config, options, k), Reporter(quiet), captions)
+    train(config, model, wanted_training(model.spec.width, config, options, given), Reporter(quiet), captions)
 
 
-def sweep_saes(config: Config, options: SweepOptions, quiet: Quiet = False) -> None:
-    """Train SAEs of several k (or penalties) in one pass, and draw what sparsity costs."""
+@with_sparsities(sweeps=True)
+def sweep_saes(config: Config, options: SweepOptions, quiet: Quiet = False, **given: str | None) -> None:
+    """Train SAEs of several sparsities (k, or a penalty's weight) in one pass, and draw what they cost."""
     from fluxscope.training.sweep import sweep
 
-    k = options.k or ("2,4,8,16,32" if config.model_id == FLUX_SHAPES else "16,32,64,128,256")
     captions = shapes_captions(config, options.pictures)
     model = opened(config, options)
-    sweep(config, model, wanted_training(model.spec.width, config, options, k), Reporter(quiet), captions)
+    sweep(config, model, wanted_training(model.spec.width, config, options, given), Reporter(quiet), captions)
 
 
 def opened(config: Config, options: TrainOptions) -> Model:
@@ -142,16 +158,25 @@ def opened(config: Config, options: TrainOptions) -> Model:
     return open_model(config.model_id, config.device, config.dtype, prompts)
 
 
-def wanted_training(width: int, config: Config, options: TrainOptions, k: str) -> Training:
-    """The options as a description of what to train, for a model of this width."""
+def wanted_training(
+    width: int, config: Config, options: TrainOptions, given: Mapping[str, str | None]
+) -> Training:
+    """The options as a description of what to train, for a model of this width.
+
+    Args:
+        given: the text of each sparsity's flag, None where it was left out.
+    """
     from fluxscope.sae.train import TrainConfig
     from fluxscope.training.train import Training
 
+    entry = named(options.architecture)
+    values = sparsities_given(config, given, sweeps=isinstance(options, SweepOptions))[entry.sparsity]
+    architecture = entry.sparsity.given(entry.load()(), values[0])
     expansion = options.expansion
     if expansion is None:
         expansion = 6 if config.model_id == FLUX_SHAPES else 8
     base = TrainConfig(
-        options.architecture,
+        architecture,
         expansion * width,
         steps=options.training_steps,
         lr=options.lr,
@@ -160,17 +185,28 @@ def wanted_training(width: int, config: Config, options: TrainOptions, k: str) -
     )
     return Training(
         sites=sites_of(config, options),
-        ks=numbers("--k", k, int, low=1),
         pictures=options.pictures,
         base=base,
         activations=options.activations_dir,
         saes=options.saes_dir,
         stamp=options.stamp,
-        l1s=numbers("--l1", options.l1, float, low=0),
-        l0s=numbers("--l0", options.l0, float, low=0),
+        sparsities=values,
         spliced_pictures=options.spliced_pictures,
         wandb=options.wandb,
     )
+
+
+def sparsities_given(
+    config: Config, given: Mapping[str, str | None], sweeps: bool
+) -> dict[Sparsity, tuple[int | float, ...]]:
+    """The values of every sparsity's flag, or what is trained without it. All are read: no mistake is hidden.
+
+    Raises:
+        ConfigError: one is no list of numbers.
+    """
+    wide = config.model_id != FLUX_SHAPES
+    texts = {each: given.get(each.flag) or _usual(each, sweeps, wide) for each in sparsities()}
+    return {each: numbers(f"--{each.flag}", text, each.number, low=each.low) for each, text in texts.items()}
 
 
 def shapes_captions(config: Config, count: int) -> list[str] | None:

@@ -21,7 +21,8 @@ from fluxscope.models.model import Model
 from fluxscope.models.prompts import Embedding
 from fluxscope.models.sites import VELOCITY, Site
 from fluxscope.models.spec import PictureSpec, ResumePoint
-from fluxscope.sae import LinearSae, TopKSparseAutoencoder
+from fluxscope.sae.base import LinearSae
+from fluxscope.sae.topk import TopKSparseAutoencoder
 
 Replacement = Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b t d"]]
 

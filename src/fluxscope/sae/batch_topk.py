@@ -11,6 +11,7 @@ the value that leaves k latents a token on held-out tokens (`calibrate`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
@@ -19,7 +20,10 @@ from torch import Tensor
 
 from fluxscope.errors import CheckpointError
 from fluxscope.sae.base import LinearSae
-from fluxscope.sae.topk import check_k
+from fluxscope.sae.config_values import positive_integer
+from fluxscope.sae.kernels import Weights
+from fluxscope.sae.largest import Entries, Scratch, largest_overall
+from fluxscope.sae.topk_family import TopKFamily, check_k
 
 
 class ThresholdedSae(LinearSae):
@@ -89,4 +93,25 @@ class BatchTopKSparseAutoencoder(ThresholdedSae):
     def from_config(
         cls, input_dim: int, hidden_dim: int, config: dict[str, Any]
     ) -> BatchTopKSparseAutoencoder:
-        return cls(input_dim, hidden_dim, int(config["topk_k"]))
+        return cls(input_dim, hidden_dim, positive_integer(config.get("topk_k"), "topk_k"))
+
+
+@dataclass(frozen=True)
+class BatchChosen(TopKFamily):
+    """Parent of the settings of such SAEs: in training the largest latents of the whole batch are chosen."""
+
+    def choose(self, centred: Float[Tensor, "b d"], weights: Weights, scratch: Scratch) -> Entries:
+        pre = scratch.get("pre", (len(centred), len(weights.encoder)), centred)
+        torch.addmm(weights.bias, centred, weights.encoder.T, out=pre)
+        return largest_overall(pre, len(centred) * self.k)
+
+
+@final
+@dataclass(frozen=True)
+class BatchTopK(BatchChosen):
+    """Settings of BatchTopK: those of its family."""
+
+    sae: ClassVar[type[LinearSae]] = BatchTopKSparseAutoencoder
+
+    def build(self, input_dim: int, hidden_dim: int) -> BatchTopKSparseAutoencoder:
+        return BatchTopKSparseAutoencoder(input_dim, hidden_dim, self.k)

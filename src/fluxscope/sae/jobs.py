@@ -25,6 +25,7 @@ from fluxscope.errors import FluxscopeError
 from fluxscope.sae.data import Source
 from fluxscope.sae.formats import save
 from fluxscope.sae.metrics import Scores, evaluate
+from fluxscope.sae.table import sparsity_of
 from fluxscope.sae.train import Log, TrainConfig, Trainer
 
 
@@ -46,10 +47,10 @@ class Job:
 def folder_name(place: str, timestep: int, config: TrainConfig, input_dim: int, stamp: str) -> str:
     """sae_training_layer15_t14_topk16_x8_<stamp>: what readers of checkpoints look for.
 
-    The number beside the kind is k, or the weight of the sparsity penalty: relu0.15, jumprelu0.003.
+    The number is what makes the SAE sparse: k, or the weight of its penalty (relu0.15, jumprelu0.003).
     """
-    sparsity = getattr(config, config.sparsity_setting)
-    kind = f"topk{sparsity}" if "topk" in config.architecture else f"{config.architecture}{sparsity:g}"
+    architecture, sparsity = config.architecture, sparsity_of(config.architecture)
+    kind = f"{sparsity.folder or architecture.name}{sparsity.value(architecture):g}"
     return f"sae_training_{place}_t{timestep}_{kind}_x{config.hidden_dim / input_dim:g}_{stamp}"
 
 
@@ -141,11 +142,10 @@ class _Training:
     def _claim(self) -> None:
         """Write the settings, or refuse a folder that holds others."""
         path = self.job.folder / "config.json"
-        settings = {"training": asdict(self.job.config), "entries": dict(self.job.entries)}
-        settings["training"]["levels"] = list(self.job.config.levels)
+        settings = {"training": self.job.config.to_json(), "entries": dict(self.job.entries)}
         if not path.is_file():
             files.write_json(path, settings)
-        elif files.read_json(path) != settings:
+        elif not _same_settings(files.read_json(path), settings):
             raise FluxscopeError(
                 f"{self.job.folder} belongs to a training with other settings",
                 "Choose another folder, or delete this one.",
@@ -159,3 +159,12 @@ class _Training:
             path.unlink()
             if kept:
                 files.append_jsonl(path, kept)
+
+
+def _same_settings(recorded: Any, settings: Mapping[str, Any]) -> bool:
+    """Whether a folder's settings are these. Older versions also wrote those of other architectures."""
+    training = recorded.get("training") if isinstance(recorded, dict) else None
+    if not isinstance(training, dict):
+        return False
+    ours = {name: value for name, value in training.items() if name in settings["training"]}
+    return bool(recorded | {"training": ours} == settings)

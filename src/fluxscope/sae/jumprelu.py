@@ -12,13 +12,17 @@ estimated with a rectangular kernel of width `bandwidth` (section 4 there):
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fluxscope.fields import setting
 from fluxscope.sae.base import LinearSae
+from fluxscope.sae.config_values import coefficient
+from fluxscope.sae.penalised import Penalised
 
 BANDWIDTH = 0.1
 """In units of normalised activations, whose mean squared norm is d: pre-activations are of the order of 1."""
@@ -32,7 +36,7 @@ class JumpReLUSparseAutoencoder(LinearSae):
     Args:
         input_dim: d, width of the activations.
         hidden_dim: f, number of features.
-        l0_coeff: price of an active feature; matters in training only.
+        l0_coeff: weight of the L0 penalty; matters in training only.
     """
 
     architecture: ClassVar[str] = "jumprelu"
@@ -47,7 +51,7 @@ class JumpReLUSparseAutoencoder(LinearSae):
     def from_config(
         cls, input_dim: int, hidden_dim: int, config: dict[str, Any]
     ) -> JumpReLUSparseAutoencoder:
-        return cls(input_dim, hidden_dim, float(config.get("l0_coeff") or 0.0))
+        return cls(input_dim, hidden_dim, coefficient(config, "l0_coeff"))
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"l0_coeff": self.l0_coeff, "use_topk": False, "topk_k": None}
@@ -63,14 +67,6 @@ class JumpReLUSparseAutoencoder(LinearSae):
 
     def encode(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens f"]:
         return _jump(torch.relu(self.pre_activations(x)), self.threshold)
-
-    def training_loss(self, x: Float[Tensor, "b d"], sparsity: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, reconstruction, code); the price of L0 is multiplied by `sparsity`, which warms it up."""
-        pre = torch.relu(self.pre_activations(x))
-        code = _jump(pre, self.threshold)
-        reconstruction = self.decode(code)
-        l0 = _Step.apply(pre, self.threshold).sum(-1).mean()  # type: ignore[no-untyped-call]
-        return (x - reconstruction).square().mean() + sparsity * self.l0_coeff * l0, reconstruction, code
 
 
 def _jump(pre: Tensor, threshold: Tensor) -> Tensor:
@@ -106,3 +102,29 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         pre, threshold = ctx.saved_tensors
         return None, -((_window(pre, threshold) * grad) / BANDWIDTH).flatten(0, -2).sum(0)
+
+
+@final
+@dataclass(frozen=True)
+class JumpReLU(Penalised):
+    """Settings of JumpReLU.
+
+    Args:
+        l0_coeff: weight of the L0 penalty.
+    """
+
+    l0_coeff: float = setting(0.003, "Penalties are 0 or more.", low=0.0)
+    sae: ClassVar[type[LinearSae]] = JumpReLUSparseAutoencoder
+
+    def build(self, input_dim: int, hidden_dim: int) -> JumpReLUSparseAutoencoder:
+        return JumpReLUSparseAutoencoder(input_dim, hidden_dim, self.l0_coeff)
+
+    def loss(
+        self, sae: LinearSae, x: Float[Tensor, "b d"], warmth: float
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "b d"], Float[Tensor, "b f"]]:
+        assert isinstance(sae, JumpReLUSparseAutoencoder)
+        pre = torch.relu(sae.pre_activations(x))
+        code = _jump(pre, sae.threshold)
+        reconstruction = sae.decode(code)
+        l0 = _Step.apply(pre, sae.threshold).sum(-1).mean()  # type: ignore[no-untyped-call]
+        return (x - reconstruction).square().mean() + warmth * self.l0_coeff * l0, reconstruction, code

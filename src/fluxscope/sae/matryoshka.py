@@ -10,10 +10,14 @@ later ones, so they stay general instead of being split and absorbed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from fluxscope.errors import CheckpointError
-from fluxscope.sae.batch_topk import ThresholdedSae
+from fluxscope.fields import setting
+from fluxscope.sae.base import LinearSae
+from fluxscope.sae.batch_topk import BatchChosen, ThresholdedSae
+from fluxscope.sae.config_values import positive_integer, sizes
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
@@ -34,21 +38,14 @@ class MatryoshkaSparseAutoencoder(ThresholdedSae):
     def __init__(self, input_dim: int, hidden_dim: int, k: int, levels: Sequence[int] = ()) -> None:
         super().__init__(input_dim, hidden_dim, k)
         self.levels = tuple(levels) or default_levels(hidden_dim)
-        if (
-            list(self.levels) != sorted(set(self.levels))
-            or self.levels[0] < 1
-            or self.levels[-1] != hidden_dim
-        ):
-            raise CheckpointError(
-                f"prefix sizes {list(self.levels)} do not ascend to {hidden_dim}",
-                f"Choose ascending sizes that end with {hidden_dim}.",
-            )
+        check_levels(self.levels, hidden_dim)
 
     @classmethod
     def from_config(
         cls, input_dim: int, hidden_dim: int, config: dict[str, Any]
     ) -> MatryoshkaSparseAutoencoder:
-        return cls(input_dim, hidden_dim, int(config["topk_k"]), config.get("levels") or ())
+        k = positive_integer(config.get("topk_k"), "topk_k")
+        return cls(input_dim, hidden_dim, k, sizes(config, "levels"))
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"levels": list(self.levels)}
@@ -56,3 +53,35 @@ class MatryoshkaSparseAutoencoder(ThresholdedSae):
 
 def default_levels(hidden_dim: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(hidden_dim * share)) for share in SHARES}))
+
+
+def check_levels(levels: Sequence[int], hidden_dim: int) -> None:
+    """Raises CheckpointError unless the sizes ascend to the number of features."""
+    if list(levels) != sorted(set(levels)) or levels[0] < 1 or levels[-1] != hidden_dim:
+        raise CheckpointError(
+            f"prefix sizes {list(levels)} do not ascend to {hidden_dim}",
+            f"Choose ascending sizes that end with {hidden_dim}.",
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Matryoshka(BatchChosen):
+    """Settings of Matryoshka BatchTopK: those of its family, and one more.
+
+    Args:
+        levels: sizes of the prefixes; empty: f/16, f/8, f/4, f/2 and f.
+    """
+
+    levels: tuple[int, ...] = setting((), "Prefix sizes, such as 64,256,1024.", low=1)
+    sae: ClassVar[type[LinearSae]] = MatryoshkaSparseAutoencoder
+
+    def check(self, hidden_dim: int) -> None:
+        super().check(hidden_dim)
+        check_levels(self.prefixes(hidden_dim), hidden_dim)
+
+    def prefixes(self, hidden_dim: int) -> tuple[int, ...]:
+        return self.levels or default_levels(hidden_dim)
+
+    def build(self, input_dim: int, hidden_dim: int) -> MatryoshkaSparseAutoencoder:
+        return MatryoshkaSparseAutoencoder(input_dim, hidden_dim, self.k, self.levels)

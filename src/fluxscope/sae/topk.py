@@ -9,15 +9,23 @@ L0 is k by construction, no shrinkage arises, and k is the one setting: the defa
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, final
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final, get_args
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from fluxscope.errors import CheckpointError
+from fluxscope.errors import FluxscopeError
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.codes import SparseCodes
+from fluxscope.sae.config_values import positive_integer
+from fluxscope.sae.kernels import Weights
+from fluxscope.sae.largest import Entries, Scratch
+from fluxscope.sae.topk_encoder import encode_topk, fastest_exact
+from fluxscope.sae.topk_family import TopKFamily, check_k
+
+PrecisionSetting = Literal["auto", "exact", "rescored", "bf16"]
 
 
 @final
@@ -42,7 +50,7 @@ class TopKSparseAutoencoder(LinearSae):
 
     @classmethod
     def from_config(cls, input_dim: int, hidden_dim: int, config: dict[str, Any]) -> TopKSparseAutoencoder:
-        return cls(input_dim, hidden_dim, int(config["topk_k"]))
+        return cls(input_dim, hidden_dim, positive_integer(config.get("topk_k"), "topk_k"))
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"l1_coeff": 0.0, "use_topk": True, "topk_k": self.k}
@@ -62,9 +70,31 @@ class TopKSparseAutoencoder(LinearSae):
         return SparseCodes.from_topk(*self.encode_topk(x), self.hidden_dim)
 
 
-def check_k(k: int, hidden_dim: int) -> None:
-    """Raises CheckpointError unless k lies between 1 and the number of features."""
-    if not 1 <= k <= hidden_dim:
-        raise CheckpointError(
-            f"k = {k} active features of {hidden_dim} cannot be", f"Choose k between 1 and {hidden_dim}."
-        )
+@final
+@dataclass(frozen=True)
+class TopK(TopKFamily):
+    """Settings of TopK: those of its family, and one more.
+
+    Args:
+        precision: of the encoder's product: "exact"; "rescored" chooses the latents that "exact" does, sooner
+            where matrices are large; "bf16" is sooner still and approximate; "auto" is the faster of the
+            first two on this machine. The rest of the family is always exact.
+    """
+
+    precision: PrecisionSetting = "auto"
+    sae: ClassVar[type[LinearSae]] = TopKSparseAutoencoder
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = get_args(PrecisionSetting)
+        if self.precision not in known:
+            raise FluxscopeError(f"unknown precision '{self.precision}'", f"Known are {', '.join(known)}.")
+
+    def build(self, input_dim: int, hidden_dim: int) -> TopKSparseAutoencoder:
+        return TopKSparseAutoencoder(input_dim, hidden_dim, self.k)
+
+    def choose(self, centred: Float[Tensor, "b d"], weights: Weights, scratch: Scratch) -> Entries:
+        asked = self.precision
+        precision = fastest_exact(centred.device, centred.shape[1]) if asked == "auto" else asked
+        chosen = encode_topk(centred, weights.encoder, weights.bias, self.k, precision, scratch)
+        return Entries.from_rows(chosen.feature, chosen.value)

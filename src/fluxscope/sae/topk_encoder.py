@@ -17,6 +17,7 @@ outside can exceed it. The bias rides along as three columns (a sum of three bf1
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -51,6 +52,7 @@ class TopK:
     redone: int = 0
 
 
+@cache
 def fastest_exact(device: torch.device | str, input_dim: int) -> Precision:
     """ "rescored" where it pays: a processor with bf16 products, and rows of 512 numbers or more.
 

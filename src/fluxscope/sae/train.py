@@ -15,23 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from fluxscope.sae import (
-    JumpReLUSparseAutoencoder,
-    LinearSae,
-    SparseAutoencoder,
-    TopKSparseAutoencoder,
-)
-from fluxscope.sae.auxk import aux_step
-from fluxscope.sae.batch_topk import ThresholdedSae
+from fluxscope.sae.architecture import Moment, StepResult
+from fluxscope.sae.base import LinearSae
 from fluxscope.sae.data import InMemory, Source
-from fluxscope.sae.kernels import Weights, sparse_step
-from fluxscope.sae.largest import Entries, Scratch, largest_overall
+from fluxscope.sae.kernels import Weights
+from fluxscope.sae.largest import Scratch
 from fluxscope.sae.normalisation import Normalisation
-from fluxscope.sae.topk_encoder import ROW_BLOCK, encode_topk, fastest_exact
-from fluxscope.sae.train_config import TrainConfig, build
+from fluxscope.sae.topk_encoder import ROW_BLOCK
+from fluxscope.sae.train_config import TrainConfig
 
 __all__ = ["Log", "TrainConfig", "Trainer", "train", "train_many"]
 
@@ -104,7 +98,7 @@ class Trainer:
         self.config = config
         self.generator = torch.Generator().manual_seed(config.seed)
         self.normalise = normalisation.to(device)
-        sae = build(len(normalisation.mean), config)
+        sae = config.build(len(normalisation.mean))
         sae.reset_parameters(self.generator)
         self.sae = sae.to(device)
         # The optimiser sees the decoder as (f, d), as it lies in memory: Adam copies what is strided.
@@ -118,31 +112,31 @@ class Trainer:
         self.silent_tokens = torch.zeros(sae.hidden_dim, dtype=torch.int64, device=device)
         self.steps_done = 0
         self.residual: Tensor | None = None  # of the last batch, normalised: x - reconstruction
-        asked = config.precision
-        self.precision = fastest_exact(device, sae.input_dim) if asked == "auto" else asked
         self._scratch = Scratch()
 
     @torch.no_grad()
     def step(self, batch: Float[Tensor, "b d"]) -> Log | None:
         """Learn from one batch of raw activations; returns an entry for the history when one is due."""
         config, step = self.config, self.steps_done
+        architecture, sae = config.architecture, self.sae
         x = self.normalise(batch)
-        dead = self.silent_tokens >= config.dead_after()
-        loss, residual, fired = self._gradients(x, dead)
-        self.residual = residual
-        _remove_parallel_gradient(self.sae)
-        _clip_gradients(self.sae, config.clip_norm)
+        moment = Moment(step, config.steps, self.silent_tokens >= config.dead_after())
+        result = architecture.gradients(sae, x, moment, self._scratch)
+        self.residual = result.residual
+        _remove_parallel_gradient(sae)
+        _clip_gradients(sae, config.clip_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate(step)
-        self._decoder_rows.grad = Weights.gradients_of(self.sae).decoder
+        self._decoder_rows.grad = Weights.gradients_of(sae).decoder
         self.optimiser.step()
-        self.sae.constrain()
-        self.silent_tokens.add_(len(x)).masked_fill_(fired > 0, 0)
-        if self._resampling_due(step):
-            self._resample(x, residual, dead)
+        sae.constrain()
+        self.silent_tokens.add_(len(x)).masked_fill_(result.fired > 0, 0)
+        revived = architecture.revive(sae, x, result.residual, moment, self.generator)
+        if len(revived):
+            self._begin_anew(revived)
         self.steps_done += 1
         if step % config.log_every == 0 or step == config.steps - 1:
-            return self._log(loss, x, residual, fired, dead)
+            return self._log(x, result, moment.dead)
         return None
 
     def finish(self, calibration: Sequence[Tensor]) -> LinearSae:
@@ -173,72 +167,20 @@ class Trainer:
         self.steps_done = state["steps_done"]
         self.generator.set_state(state["generator"])
 
-    def _gradients(self, x: Tensor, dead: Bool[Tensor, " f"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Fill the gradients; (loss, x - reconstruction, how often each latent fired)."""
-        if isinstance(self.sae, SparseAutoencoder | JumpReLUSparseAutoencoder):
-            self.sae.zero_grad()
-            with torch.enable_grad():
-                loss, reconstruction, code = self.sae.training_loss(x, self.config.sparsity(self.steps_done))
-                loss.backward()
-            return loss.detach(), x - reconstruction.detach(), (code > 0).sum(0)
-        weights, grads = Weights.of(self.sae), Weights.gradients_of(self.sae)
-        centred = x - weights.pre_bias
-        entries = self._choose(centred, weights)
-        outcome = sparse_step(x, centred, entries, weights, grads, getattr(self.sae, "levels", ()))
-        loss = outcome.loss
-        dead_ids = dead.nonzero().flatten()
-        if len(dead_ids):
-            k = self.config.aux_k or self.sae.input_dim // 2
-            aux = self.config.aux_coeff
-            loss = loss + aux_step(centred, outcome.residual, dead_ids, k, aux, weights, grads)
-        fired = torch.zeros_like(weights.bias).index_add_(0, entries.feature, (entries.value > 0).float())
-        return loss, outcome.residual, fired
-
-    def _choose(self, centred: Tensor, weights: Weights) -> Entries:
-        """The latents that form the batch's codes."""
-        if isinstance(self.sae, TopKSparseAutoencoder):
-            chosen = encode_topk(
-                centred, weights.encoder, weights.bias, self.sae.k, self.precision, self._scratch
-            )
-            return Entries.from_rows(chosen.feature, chosen.value)
-        assert isinstance(self.sae, ThresholdedSae)
-        pre = self._scratch.get("pre", (len(centred), self.sae.hidden_dim), centred)
-        torch.addmm(weights.bias, centred, weights.encoder.T, out=pre)
-        return largest_overall(pre, len(centred) * self.sae.k)
-
-    def _resampling_due(self, step: int) -> bool:
-        every = self.config.resample_every or max(1, self.config.steps // 8)
-        early = 0 < step <= self.config.steps // 2
-        return isinstance(self.sae, SparseAutoencoder) and early and step % every == 0
-
-    def _resample(self, x: Tensor, residual: Tensor, dead: Bool[Tensor, " f"]) -> None:
-        """Point dead latents at inputs that are reconstructed badly (Bricken et al. 2023).
-
-        Inputs are drawn with probability proportional to their squared loss; the encoder row gets a fifth
-        of the mean norm of the living ones; the optimiser forgets what it knew of the latent.
-        """
-        ids = dead.nonzero().flatten()
-        if not 0 < len(ids) < len(dead):
-            return
-        loss = residual.square().sum(1).square().double().cpu()
-        chosen = torch.multinomial(loss, len(ids), replacement=True, generator=self.generator).to(x.device)
-        directions = torch.nn.functional.normalize(x[chosen] - self.sae.pre_bias, dim=1)
-        living = self.sae.encoder.weight[~dead].norm(dim=1).mean()
-        self.sae.decoder.weight.T[ids] = directions
-        self.sae.encoder.weight[ids] = 0.2 * living * directions
-        self.sae.encoder.bias[ids] = 0
-        self.silent_tokens[ids] = 0
+    def _begin_anew(self, latents: Int64[Tensor, " n"]) -> None:
+        """Forget what the optimiser knew of latents with new weights, and how long they were silent."""
+        self.silent_tokens[latents] = 0
         for parameter in (self.sae.encoder.weight, self.sae.encoder.bias, self._decoder_rows):
             for name in ("exp_avg", "exp_avg_sq"):
-                self.optimiser.state[parameter][name][ids] = 0
+                self.optimiser.state[parameter][name][latents] = 0
 
-    def _log(self, loss: Tensor, x: Tensor, residual: Tensor, fired: Tensor, dead: Tensor) -> Log:
+    def _log(self, x: Float[Tensor, "b d"], result: StepResult, dead: Bool[Tensor, " f"]) -> Log:
         variance = (x - x.mean(0)).square().sum()
         return {
             "step": self.steps_done,
-            "loss": float(loss),
-            "explained_variance": 1 - float(residual.square().sum() / variance),
-            "l0": float(fired.sum()) / len(x),
+            "loss": float(result.loss),
+            "explained_variance": 1 - float(result.residual.square().sum() / variance),
+            "l0": float(result.fired.sum()) / len(x),
             "dead_share": float(dead.float().mean()),
             "lr": self.config.learning_rate(self.steps_done - 1),
         }

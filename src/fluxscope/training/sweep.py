@@ -15,6 +15,7 @@ from fluxscope.draw.training_plots import Frontier, sparsity_frontier
 from fluxscope.errors import ConfigError
 from fluxscope.models.model import Model
 from fluxscope.progress import Reporter
+from fluxscope.sae.table import sparsity_of
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import Config
 from fluxscope.training.train import Trained, Training, train
@@ -35,9 +36,11 @@ def sweep(
         ConfigError: fewer than two sparsities.
     """
     if len(training.configs()) < 2:
+        sparsity = sparsity_of(training.base.architecture)
+        several = ",".join(f"{value:g}" for value in sparsity.sweep)
         raise ConfigError(
             "a sweep needs two sparsities or more",
-            "Give --k 4,8,16 (the TopK family), --l1 0.1,0.2,0.4 (relu) or --l0 0.002,0.004 (jumprelu).",
+            f"Give --{sparsity.flag} {several} ({training.base.architecture.name}).",
         )
     trained = train(config, model, training, report, prompts)
     points = [point(each) for each in trained]
@@ -51,10 +54,11 @@ def sweep(
 
 def point(trained: Trained) -> dict[str, Any]:
     """What sweep.json says of one SAE."""
-    config = trained.job.config
-    name = config.sparsity_setting
-    place = {"site": trained.site.name, "step": trained.step, "architecture": config.architecture}
-    return place | {"setting": name, "value": getattr(config, name)} | {"spliced": None} | trained.record()
+    architecture = trained.job.config.architecture
+    sparsity = sparsity_of(architecture)
+    place = {"site": trained.site.name, "step": trained.step, "architecture": architecture.name}
+    swept = {"setting": sparsity.setting, "value": sparsity.value(architecture)}
+    return place | swept | {"spliced": None} | trained.record()
 
 
 def frontiers(trained: Sequence[Trained]) -> dict[str, Frontier]:
@@ -68,9 +72,9 @@ def frontiers(trained: Sequence[Trained]) -> dict[str, Frontier]:
 
 
 def label(config: TrainConfig) -> str:
-    """What the point of an SAE is marked with: the penalty; k, which its L0 shows, is left out."""
-    named = {"l1_coeff": f"L1 {config.l1_coeff:g}", "l0_coeff": f"price {config.l0_coeff:g}"}
-    return named.get(config.sparsity_setting, "")
+    """What the point of an SAE is marked with: the penalty's weight; k, which its L0 shows, is left out."""
+    sparsity = sparsity_of(config.architecture)
+    return f"{sparsity.label}{sparsity.value(config.architecture):g}" if sparsity.label else ""
 
 
 def _frontier(group: Sequence[Trained]) -> Frontier:

@@ -31,7 +31,7 @@ from fluxscope.sae.formats import load
 from fluxscope.sae.jobs import Job, folder_name, train_jobs
 from fluxscope.sae.metrics import Scores, evaluate
 from fluxscope.sae.shards import ActivationStore, held_out_batches
-from fluxscope.sae.topk import check_k
+from fluxscope.sae.table import sparsity_of
 from fluxscope.sae.train import Log, TrainConfig
 from fluxscope.settings.config import Config
 from fluxscope.training.harvest import Wanted, harvest
@@ -47,35 +47,32 @@ class Training:
 
     Attributes:
         sites: names of the sites that are trained on.
-        ks: values of k, one SAE each (the TopK family).
         pictures: training pictures, the held-out tenth included.
         base: the other settings of every SAE.
         activations: folder of the shards.
         saes: folder in which the SAEs' folders appear.
         stamp: the end of the SAEs' folder names; the same stamp goes on where it was.
-        l1s: weights of the L1 penalty, one SAE each ("relu"); empty: the one of `base`.
-        l0s: prices of an active feature, one SAE each ("jumprelu"); empty: the one of `base`.
+        sparsities: values of the setting that makes the architecture sparse, one SAE each; empty: the one
+            of `base`.
         spliced_pictures: held-out pictures on which the model runs with the reconstruction spliced in.
         wandb: project of Weights & Biases to log to; None: none.
     """
 
     sites: tuple[str, ...]
-    ks: tuple[int, ...]
     pictures: int
     base: TrainConfig
     activations: Path
     saes: Path
     stamp: str
-    l1s: tuple[float, ...] = ()
-    l0s: tuple[float, ...] = ()
+    sparsities: tuple[int | float, ...] = ()
     spliced_pictures: int = 16
     wandb: str | None = None
 
     def configs(self) -> list[TrainConfig]:
         """The settings of every SAE of a site."""
-        name = self.base.sparsity_setting
-        values = {"k": self.ks, "l1_coeff": self.l1s, "l0_coeff": self.l0s}[name]
-        return [replace(self.base, **{name: value}) for value in values] or [self.base]  # type: ignore[arg-type]
+        base, sparsity = self.base, sparsity_of(self.base.architecture)
+        swept = [sparsity.given(base.architecture, value) for value in self.sparsities]
+        return [replace(base, architecture=architecture) for architecture in swept] or [base]
 
 
 @dataclass(frozen=True)
@@ -128,9 +125,7 @@ def train(
         raise ConfigError(
             f"{training.pictures} pictures are too few to train on", "Give --pictures 20 or more."
         )
-    for each in training.configs():
-        if "topk" in each.architecture:
-            check_k(each.k, each.hidden_dim)
+    training.configs()  # settings that cannot be are refused here, before any work
     check_wandb(training.wandb)
     sites = [parse_site(name) for name in training.sites]
     wanted = wanted_activations(config, training, sites, prompts)

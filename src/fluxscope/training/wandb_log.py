@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.util import find_spec
 
 from fluxscope.errors import ConfigError
@@ -31,7 +30,7 @@ def wandb_run(project: str | None, name: str, jobs: Sequence[Job]) -> Iterator[S
         return
     import wandb
 
-    settings = {job.folder.name: asdict(job.config) for job in jobs}
+    settings = {job.folder.name: job.config.to_json() for job in jobs}
     with wandb.init(project=project, name=name, id=name, resume="allow", config=settings) as run:
         yield lambda step, logs: run.log(
             {f"{sae}/{key}": value for sae, log in logs.items() for key, value in log.items()}, step=step

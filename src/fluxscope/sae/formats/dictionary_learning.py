@@ -22,8 +22,9 @@ from torch import Tensor
 from fluxscope import files
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.batch_topk import BatchTopKSparseAutoencoder, ThresholdedSae
+from fluxscope.sae.config_values import positive_integer
 from fluxscope.sae.formats.format import Format, Imported, Parts, keep_above, keep_topk, unsupported
-from fluxscope.sae.formats.layout import PLAIN, linear, positive_integer, require, require_shape
+from fluxscope.sae.formats.layout import PLAIN, linear, require, require_shape
 from fluxscope.sae.formats.weight_files import Candidate, write_torch
 from fluxscope.sae.jumprelu import JumpReLUSparseAutoencoder
 from fluxscope.sae.matryoshka import MatryoshkaSparseAutoencoder

@@ -120,15 +120,6 @@ def require_shape(tensor: Tensor, shape: tuple[int, ...], name: str, path: Path)
     )
 
 
-def positive_integer(value: Any, name: str, path: Path) -> int:
-    """Raises CheckpointError unless a config's value counts something."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"{path} says {name} = {value}", f"Set {name} to the one it was trained with.")
-    return value
-
-
 def _check_square_orientation(encoder: Tensor, decoder: Tensor, names: tuple[str, str], path: Path) -> None:
     """Tell a transposed matrix when f = d and shapes can't.
 

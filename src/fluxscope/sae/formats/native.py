@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from fluxscope.errors import CheckpointError
-from fluxscope.sae import ARCHITECTURES
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.formats.format import Format, Imported
-from fluxscope.sae.formats.layout import linear, positive_integer, require, require_shape
+from fluxscope.sae.formats.layout import linear, require, require_shape
 from fluxscope.sae.formats.weight_files import Candidate, write_torch
+from fluxscope.sae.relu import SparseAutoencoder
+from fluxscope.sae.table import ARCHITECTURES
+from fluxscope.sae.topk import TopKSparseAutoencoder
 
 _LAYOUT = linear("pre_bias")
 _FOLDER = re.compile(r"layer(?P<layer>\d+)|_t(?P<timestep>\d+)(?=_|$)|topk(?P<topk_k>\d+)")
@@ -45,7 +47,7 @@ def read(candidate: Candidate) -> Imported:
     parts = _LAYOUT.parts(state, path)
     f, d = parts.encoder.shape
     config = _complete(candidate.state.get("config"), d, f, path)
-    sae = parts.fill(_architecture(config, path).from_config(d, f, config))
+    sae = parts.fill(_build(_architecture(config, path), d, f, config, path))
     own = sae.state_dict()
     extra = tuple(name for name in own if name not in _LAYOUT.names)
     for name, tensor in require(state, extra, path).items():
@@ -88,25 +90,33 @@ def _architecture(config: Mapping[str, Any], path: Path) -> type[LinearSae]:
     """The class that a config names, or that `use_topk` and `topk_k` imply in files that name none.
 
     Raises:
-        CheckpointError: the config names an unknown architecture, contradicts itself or doesn't tell.
+        CheckpointError: the config names an unknown architecture or doesn't say which it is.
     """
-    by_name = {cls.architecture: cls for cls in ARCHITECTURES}
-    k, use_topk = config.get("topk_k"), config.get("use_topk")
-    name = config.get("architecture")
+    k, use_topk, name = config.get("topk_k"), config.get("use_topk"), config.get("architecture")
     if name is None and (use_topk or (use_topk is None and k)):
-        name = "topk"
+        return TopKSparseAutoencoder
     if name is None and (use_topk is False or config.get("l1_coeff") is not None):
-        name = "relu"
+        return SparseAutoencoder
     if name is None:
         raise CheckpointError(
             f"{path} doesn't tell whether it is a TopK or an L1 SAE",
             "Add a config with use_topk and topk_k, or put 'topk<k>' into its folder's name.",
         )
-    if name not in by_name:
-        raise CheckpointError(f"{path} holds a {name} SAE", f"Known are {', '.join(by_name)}.")
-    if "topk" in name:
-        positive_integer(k, "topk_k", path)
-    return by_name[name]
+    for entry in ARCHITECTURES:
+        if entry.name == name:
+            return entry.load().sae
+    known = ", ".join(entry.name for entry in ARCHITECTURES)
+    raise CheckpointError(f"{path} holds a {name} SAE", f"Known are {known}.")
+
+
+def _build(
+    kind: type[LinearSae], input_dim: int, hidden_dim: int, config: dict[str, Any], path: Path
+) -> LinearSae:
+    """Raises CheckpointError, with the file's name, when the architecture can't be built from the config."""
+    try:
+        return kind.from_config(input_dim, hidden_dim, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.message}", error.hint) from error
 
 
 FORMAT = Format("fluxscope", recognise, read, write)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 
 from fluxscope.errors import CheckpointError
+from fluxscope.sae.config_values import positive_integer
 from fluxscope.sae.formats.format import Format, Imported, keep_topk
-from fluxscope.sae.formats.layout import linear, positive_integer
+from fluxscope.sae.formats.layout import linear
 from fluxscope.sae.formats.weight_files import Candidate
 from fluxscope.sae.relu import SparseAutoencoder
 from fluxscope.sae.topk import TopKSparseAutoencoder

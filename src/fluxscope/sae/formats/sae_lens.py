@@ -17,8 +17,9 @@ from fluxscope import files
 from fluxscope.errors import CheckpointError
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.batch_topk import ThresholdedSae
+from fluxscope.sae.config_values import positive_integer
 from fluxscope.sae.formats.format import Format, Imported, Parts, keep_above, keep_topk, unsupported
-from fluxscope.sae.formats.layout import PLAIN, positive_integer, require, require_shape
+from fluxscope.sae.formats.layout import PLAIN, require, require_shape
 from fluxscope.sae.formats.weight_files import Candidate, write_safetensors
 from fluxscope.sae.jumprelu import JumpReLUSparseAutoencoder
 from fluxscope.sae.relu import SparseAutoencoder

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fluxscope.errors import CheckpointError
+from fluxscope.sae.config_values import positive_integer
 from fluxscope.sae.formats.format import Format, Imported
-from fluxscope.sae.formats.layout import PLAIN, positive_integer
+from fluxscope.sae.formats.layout import PLAIN
 from fluxscope.sae.formats.weight_files import Candidate
 from fluxscope.sae.relu import SparseAutoencoder
 from fluxscope.sae.topk import TopKSparseAutoencoder

@@ -13,8 +13,9 @@ from typing import Any
 from fluxscope import files
 from fluxscope.errors import CheckpointError
 from fluxscope.sae.base import LinearSae
+from fluxscope.sae.config_values import positive_integer
 from fluxscope.sae.formats.format import Format, Imported, keep_topk, unsupported
-from fluxscope.sae.formats.layout import Layout, positive_integer
+from fluxscope.sae.formats.layout import Layout
 from fluxscope.sae.formats.weight_files import Candidate, write_safetensors
 from fluxscope.sae.topk import TopKSparseAutoencoder
 
