@@ -20,9 +20,8 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 
 from fluxscope.models.capture import Capture
 from fluxscope.models.model import Model
-from fluxscope.models.prompts import Embedding
 from fluxscope.models.sites import Site, parse_site
-from fluxscope.models.spec import PictureSpec
+from fluxscope.models.spec import Embedding, PictureSpec
 from fluxscope.sae import TopKSparseAutoencoder
 from fluxscope.sae.base import encode_sparse
 

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from fluxscope.models.hooks import Hook
 from fluxscope.models.model import Model
-from fluxscope.models.prompts import Embedding
 from fluxscope.models.sites import Site
-from fluxscope.models.spec import PictureSpec
+from fluxscope.models.spec import Embedding, PictureSpec
 
 Receive = Callable[[Site, int, Float[Tensor, "b t d"]], None]
 

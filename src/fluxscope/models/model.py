@@ -31,8 +31,8 @@ from fluxscope.embedded import resolve
 from fluxscope.models.families import FAMILIES, DenoisingRun, Family, family_of
 from fluxscope.models.hooks import Clock, Hook
 from fluxscope.models.placement import clear_memory_errors, free_memory, pick_device, pick_dtype
-from fluxscope.models.prompts import Embedding, Prompts, TextPart, stack
-from fluxscope.models.spec import ModelSpec, PictureSpec, ResumePoint
+from fluxscope.models.prompts import Prompts, TextPart, stack
+from fluxscope.models.spec import Embedding, ModelSpec, PictureSpec, ResumePoint
 
 
 def open_model(
@@ -101,8 +101,7 @@ class Model:
         """Embed each distinct prompt once, or find it on the disk; the text encoders leave memory afterwards.
 
         Args:
-            length: text tokens of a prompt, pads included; None for the model's own. A ConfigError where the
-                model reads fewer.
+            length: text tokens of a prompt, pads included; None for the model's own.
         """
         with clear_memory_errors("embedding prompts"):
             return self._text.embed(prompts, length or self.text_length)
@@ -123,7 +122,6 @@ class Model:
 
     @property
     def transformer(self) -> nn.Module:
-        """The model under study, loaded."""
         return cast(nn.Module, self.pipe.transformer)
 
     @property
@@ -148,8 +146,7 @@ class Model:
         Args:
             hooks: what listens or acts meanwhile, in this order.
             spec: size, steps and guidance; None for the model's own.
-            start: go on from here instead of from noise, with the bits of an uninterrupted run; only where
-                `can_resume`.
+            start: go on from here, with the bits of an uninterrupted run; only where `can_resume`.
             stop_after: the last step to take, counted from 0, for who only listens; latents are then noisy.
 
         Raises:
@@ -201,6 +198,5 @@ class Model:
         return self.decode(self.sample(prompts, seeds, *hooks, spec=spec), spec)
 
     def _embedded(self, prompts: Sequence[str] | Sequence[Embedding]) -> list[Embedding]:
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        embedded = self.encode(texts) if texts else {}
-        return [embedded[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
+        embedded = self.encode(texts) if (texts := [p for p in prompts if isinstance(p, str)]) else {}
+        return [embedded[p] if isinstance(p, str) else p for p in prompts]

@@ -11,35 +11,21 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from fluxscope.errors import ConfigError
 from fluxscope.files import write_bytes, written_files
 from fluxscope.models.families.family import Family
 from fluxscope.models.placement import free_memory
+from fluxscope.models.spec import Embedding
 from fluxscope.quiet import quiet_libraries
 
 PROMPTS_AT_A_TIME = 16
 SMALL_VOCABULARY = 500
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """What the transformer is told of one prompt.
-
-    Attributes:
-        tokens: the text encoder's output, one vector a text token, pads included.
-        pooled: the pooled vector of the families that have one.
-    """
-
-    tokens: Float[Tensor, "t e"]
-    pooled: Float[Tensor, " p"] | None = None
 
 
 class PromptStore:

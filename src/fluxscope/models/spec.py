@@ -1,4 +1,4 @@
-"""What a model is and how a picture is made, in plain numbers: no weights are needed to know them."""
+"""What a model is, how a picture is made and what goes into it: no weights are needed to know them."""
 
 from __future__ import annotations
 
@@ -62,6 +62,19 @@ class PictureSpec:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of image tokens."""
         return self.height // PATCH, self.width // PATCH
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What the transformer is told of one prompt.
+
+    Attributes:
+        tokens: the text encoder's output, one vector a text token, pads included.
+        pooled: the pooled vector of the families that have one.
+    """
+
+    tokens: Float[Tensor, "t e"]
+    pooled: Float[Tensor, " p"] | None = None
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from fluxscope.models.hooks import Hook
 from fluxscope.models.model import Model
-from fluxscope.models.prompts import Embedding
 from fluxscope.models.sites import VELOCITY, Site
-from fluxscope.models.spec import PictureSpec, ResumePoint
+from fluxscope.models.spec import Embedding, PictureSpec, ResumePoint
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.topk import TopKSparseAutoencoder
 

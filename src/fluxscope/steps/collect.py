@@ -16,8 +16,8 @@ from torch import Tensor
 from fluxscope.files import append_jsonl, save_image
 from fluxscope.models.capture import Capture
 from fluxscope.models.placement import pick_device
-from fluxscope.models.prompts import Embedding
 from fluxscope.models.sites import Site
+from fluxscope.models.spec import Embedding
 from fluxscope.run.collection import (
     Collection,
     Target,

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from fluxscope.models.prompts import Embedding
-    from fluxscope.models.spec import ModelSpec, PictureSpec
+    from fluxscope.models.spec import Embedding, ModelSpec, PictureSpec
 
 OnStep = Callable[[int], bool]
 """Called with each finished step, counted from the first one taken; true ends the run."""

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from fluxscope.models.prompts import Embedding
-    from fluxscope.models.spec import ModelSpec, PictureSpec
+    from fluxscope.models.spec import Embedding, ModelSpec, PictureSpec
 
 FOR_FLUX_SHAPES: dict[str, Any] = {
     "height": 128,
@@ -98,7 +97,7 @@ class Flux1(Family):
     def encode(
         self, pipe: Pipeline, prompts: Sequence[str], length: int, device: torch.device
     ) -> list[Embedding]:
-        from fluxscope.models.prompts import Embedding
+        from fluxscope.models.spec import Embedding
 
         tokens, pooled, _ = pipe.encode_prompt(
             prompt=list(prompts), prompt_2=None, max_sequence_length=length, device=device

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from fluxscope.models.prompts import Embedding
-    from fluxscope.models.spec import ModelSpec, PictureSpec
+    from fluxscope.models.spec import Embedding, ModelSpec, PictureSpec
 
 FOR_FLUX_2: dict[str, Any] = {
     "height": 256,
@@ -80,7 +79,7 @@ class Flux2(Family):
     def encode(
         self, pipe: Pipeline, prompts: Sequence[str], length: int, device: torch.device
     ) -> list[Embedding]:
-        from fluxscope.models.prompts import Embedding
+        from fluxscope.models.spec import Embedding
 
         tokens, _ = pipe.encode_prompt(prompt=list(prompts), max_sequence_length=length, device=device)
         return [Embedding(t.clone()) for t in tokens.cpu()]
