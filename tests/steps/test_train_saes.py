@@ -10,13 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fluxscope.commands.training import numbers, shapes_captions
+from fluxscope.commands.training import SweepOptions, TrainOptions, numbers, shapes_captions, wanted_training
 from fluxscope.errors import ConfigError, FluxscopeError
 from fluxscope.files import load_npy, read_json, read_jsonl, save_npy
 from fluxscope.progress import Reporter
 from fluxscope.sae.formats import load
+from fluxscope.sae.relu import ReLU
 from fluxscope.sae.shards import ActivationStore
 from fluxscope.sae.table import named
+from fluxscope.sae.topk import TopK
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import make_config
 from fluxscope.training.sweep import sweep
@@ -224,3 +226,24 @@ def test_flux_shapes_trains_on_captions_of_its_own_world_unless_a_file_is_given(
     assert captions is not None
     assert len(set(captions)) > 40
     assert shapes_captions(make_config(prompts_path="mine.txt"), 50) is None
+
+
+def test_the_flag_of_its_architecture_says_what_is_trained():
+    given = {"k": None, "l1": "0.1,0.2", "l0": None}
+    relu = wanted_training(128, make_config(), TrainOptions(architecture="relu"), given)
+    assert relu.sparsities == (0.1, 0.2)
+    assert [config.architecture for config in relu.configs()] == [ReLU(0.1), ReLU(0.2)]
+    topk = wanted_training(128, make_config(), TrainOptions(), given)
+    assert [config.architecture for config in topk.configs()] == [TopK(16)]
+    swept = wanted_training(128, make_config(), SweepOptions(architecture="batch_topk"), given)
+    assert [config.architecture.k for config in swept.configs()] == [2, 4, 8, 16, 32]
+    wide = wanted_training(3072, make_config(model_id="a/model"), TrainOptions(), {})
+    assert [config.architecture for config in wide.configs()] == [TopK(64)]
+
+
+def test_a_mistake_in_the_flag_of_another_architecture_is_not_passed_over():
+    with pytest.raises(ConfigError, match="--l0"):
+        wanted_training(128, make_config(), TrainOptions(), {"l0": "0.1;2"})
+    with pytest.raises(FluxscopeError, match="unknown architecture 'quantum'") as caught:
+        wanted_training(128, make_config(), TrainOptions(architecture="quantum"), {})
+    assert "topk, relu" in caught.value.hint
