@@ -15,7 +15,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,13 +107,36 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
+def inside(root: Path, name: str) -> Path:
+    """The path of `name` under `root`, where it lies inside, links followed.
+
+    Raises:
+        ValueError: it doesn't; the error says why.
+    """
+    windows = PureWindowsPath(name)
+    if not name or "\0" in name:
+        raise ValueError("which names no file")
+    if PurePosixPath(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+        raise ValueError(f"which is no path inside {root}")
+    path = root / name
+    try:
+        within = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a circle of links
+        within = False
+    if not within:
+        raise ValueError(f"which a link leads out of {root}")
+    return path
+
+
 def read_json(path: Path | str) -> Any:
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FluxscopeError(f"{path} is not there", "Run the step that makes it.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise FluxscopeError(f"{path} cannot be read ({error.strerror})", "See to its rights.") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, thousands of digits or brackets
         raise FluxscopeError(f"{path} is not valid JSON ({error})", "Delete it and make it again.") from None
 
 
@@ -134,19 +157,22 @@ def append_jsonl(path: Path | str, records: Mapping[str, Any] | Sequence[Mapping
 
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     """Read one record a line. A last line without its end, left by a killed writer, is not a record."""
-    records = []
+    return [record for _, record in numbered_jsonl(path)]
+
+
+def numbered_jsonl(path: Path | str) -> Iterator[tuple[int, Any]]:
+    """The records of `read_jsonl`, each with its line, counted from 1."""
     for number, line in enumerate(Path(path).read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             break
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError):
             raise FluxscopeError(
                 f"line {number} of {path} is not valid JSON", "Restore the file, or start in a new folder."
             ) from None
-    return records
 
 
 def save_npy(path: Path | str, array: np.ndarray) -> None:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fluxscope.errors import LONGEST_LINE, clean
+
 
 class Advance(Protocol):
     """Call it with the number of items that have just been finished."""
@@ -29,9 +31,9 @@ class Reporter:
     seconds_between_lines: float = 10.0
 
     def say(self, text: str) -> None:
-        """One line for the user."""
+        """One line for the user, cleaned of what a file might have put into it."""
         if not self.quiet:
-            print(text, flush=True)
+            print(clean(text, LONGEST_LINE), flush=True)
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:

@@ -91,12 +91,12 @@ def test_examples_are_unique_and_features_in_order(seed, rank_by):
     S, prompts, e = small_run(seed=seed)
     scores = score_features(rank_images(S, prompts, EPS, 8), e, prompts)
     records = select_features(scores, np.arange(60) + 100, rank_by, top_features=5, top_examples=3)
-    examples = [i for r in records for i in r["example_image_ids"]]
+    examples = [i for r in records for i in r.example_image_ids]
     assert len(examples) == len(set(examples)) == 3 * len(records)
-    assert all(set(r["example_image_ids"]) <= set(r["top_m_image_ids"]) for r in records)
-    values = scores.by(rank_by)[[r["feature_id"] for r in records]]
+    assert all(set(r.example_image_ids) <= set(r.top_m_image_ids) for r in records)
+    values = scores.by(rank_by)[[r.feature_id for r in records]]
     assert (np.diff(values) <= 0).all()
-    passed_over = set(order_features(scores, rank_by)[: len(records)]) - {r["feature_id"] for r in records}
+    passed_over = set(order_features(scores, rank_by)[: len(records)]) - {r.feature_id for r in records}
     for feature in passed_over:  # only a lack of unused images passes a feature over
         free = [i for i in scores.ranked.image[feature] if i >= 0 and i + 100 not in examples]
         assert len(free) < 3
@@ -106,7 +106,7 @@ def test_without_unique_every_feature_shows_its_best():
     S, prompts, e = small_run()
     scores = score_features(rank_images(S, prompts, EPS, 8), e, prompts)
     for r in select_features(scores, np.arange(60), unique=False):
-        assert r["example_image_ids"] == r["top_m_image_ids"][:4]
+        assert r.example_image_ids == r.top_m_image_ids[:4]
 
 
 def test_crop_coherence_ranks_the_features_it_knows():

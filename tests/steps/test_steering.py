@@ -17,7 +17,9 @@ from fluxscope.run.freshness import Work
 from fluxscope.run.ledger import Ledger
 from fluxscope.run.manifest import load_manifest
 from fluxscope.run.rundir import RunDir, shown
+from fluxscope.run.steering_records import OfFeature
 from fluxscope.run.step_log import StepLog
+from fluxscope.run.strict_json import part
 from fluxscope.sae.formats import load, save
 from fluxscope.settings.config import make_config
 from fluxscope.steps import find_demos, steer
@@ -216,7 +218,8 @@ def test_a_feature_that_was_never_active_is_passed_over_or_warned_of(copy, capsy
 
 @pytest.mark.parametrize("step", ["7", "10"])
 def test_an_empty_selection_is_an_error(copy, step):
-    write_json(RunDir.of(copy).selected_features, {"features": []})
+    selection = read_json(RunDir.of(copy).selected_features)
+    write_json(RunDir.of(copy).selected_features, {**selection, "features": []})
     with pytest.raises(MissingInputError, match="lists no features"):
         run_steps(copy, step)
 
@@ -239,9 +242,9 @@ def test_candidates_lie_between_the_percentiles_and_are_sampled_with_a_seed():
     config = make_config(demo_candidates=5)
     column = np.linspace(0, 1, 101, dtype=np.float32)
     found = pick_candidates(column, list(range(1000, 1101)), config, feature=3)
-    assert found["how"] == "percentiles 70 to 95"
-    assert len(found["image_ids"]) == 5 and found["n_pool"] == 26
-    assert all(1070 <= image <= 1095 for image in found["image_ids"])
+    assert found.how == "percentiles 70 to 95"
+    assert len(found.image_ids) == 5 and found.n_pool == 26
+    assert all(1070 <= image <= 1095 for image in found.image_ids)
     assert found == pick_candidates(column, list(range(1000, 1101)), config, feature=3)
 
 
@@ -249,11 +252,11 @@ def test_a_sparse_column_gives_the_active_images_below_the_maximum():
     column = np.zeros(100, np.float32)
     column[[3, 8, 20]] = 1.0, 5.0, 2.0
     found = pick_candidates(column, list(range(100)), make_config(), feature=0)
-    assert found["how"] == "active, below the maximum"
-    assert found["image_ids"] == [3, 20]
+    assert found.how == "active, below the maximum"
+    assert found.image_ids == [3, 20]
     column[[3, 20]] = 0
     alone = pick_candidates(column, list(range(100)), make_config(), feature=0)
-    assert (alone["how"], alone["image_ids"]) == ("active, at the maximum", [8])
+    assert (alone.how, alone.image_ids) == ("active, at the maximum", [8])
     column[:] = 0
     with pytest.raises(MissingInputError, match="there are no candidates"):
         pick_candidates(column, list(range(100)), make_config(), feature=0)
@@ -261,21 +264,26 @@ def test_a_sparse_column_gives_the_active_images_below_the_maximum():
 
 def test_broken_pictures_are_no_demos_while_there_are_whole_ones():
     whole, broken = score(2.0, 0.1, 0.1, strangers=0.5), score(8.0, 0.6, 0.6, strangers=0.5)
-    assert broken["combined_score"] > whole["combined_score"]
+    assert broken.combined_score > whole.combined_score
     assert max([whole, broken], key=worth) is whole
-    assert max([score(8.0, 0.6, 0.6, 0.5), score(4.0, 0.6, 0.5, 0.5)], key=worth)["strength"] == 4
+    assert max([score(8.0, 0.6, 0.6, 0.5), score(4.0, 0.6, 0.5, 0.5)], key=worth).strength == 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row(OfFeature):
+    x: int = part("A number.")
 
 
 def test_a_ledger_goes_on_only_with_features_of_the_same_key(tmp_path):
     def ledger(features, steps=(1, 2), anew=False):
         work = Work(StepLog.open(tmp_path / "step_log.json"), "steer", {"steps": steps, "features": 2}, anew)
-        return Ledger(work, {feature: {"features": None} for feature in features})
+        return Ledger(work, {feature: {"features": None} for feature in features}, Row)
 
     first = ledger([5, 6])
-    first.do(6, lambda: [{"x": 1}, {"x": 2}])
+    first.do(6, lambda: [Row(feature_id=6, x=1), Row(feature_id=6, x=2)])
     assert first.missing == [5]
     again = ledger([6, 7])
-    assert again.missing == [7] and [r["x"] for r in again.records] == [1, 2]
+    assert again.missing == [7] and [r.x for r in again.records] == [1, 2]
     assert ledger([6], steps=(1, 3)).missing == [6]
     assert ledger([6], anew=True).missing == [6]
     again.write(tmp_path / "summary.json", "features", {"steps": (1, 2)})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +16,14 @@ from torch import Tensor
 
 from fluxscope.draw.layer_plots import steps_profile
 from fluxscope.errors import MissingInputError
-from fluxscope.files import read_json, save_image, write_json
+from fluxscope.files import save_image
 from fluxscope.models.capture import listen
 from fluxscope.models.placement import pick_device
 from fluxscope.models.sites import parse_site
 from fluxscope.run.collection import load_sae_for
 from fluxscope.run.context import Context, picture_spec
-from fluxscope.run.manifest import load_manifest
+from fluxscope.run.manifest import Manifest, ManifestRow
+from fluxscope.run.records import FeatureProfile, Selection, StepsProfile
 from fluxscope.sae.base import LinearSae, encode_sparse
 from fluxscope.sae.codes import SparseCodes
 from fluxscope.sae.metrics import Evaluation
@@ -40,18 +40,18 @@ class StepRecord:
 def run(context: Context, pictures: int) -> str:
     """Profile the site over `capture_steps` (all steps when there are none)."""
     config, files = context.config, context.files
-    records, _ = load_manifest(files.manifest, files.root)
+    rows = Manifest.read(files.manifest, files.root).rows
     if not files.selected_features.is_file():
         raise MissingInputError(
             f"{files.selected_features} is not there", "Run step 4 first: fluxscope select"
         )
-    features = [record["feature_id"] for record in read_json(files.selected_features)["features"]]
+    features = [each.feature_id for each in Selection.read_some(files.selected_features).features]
     numbers = config.capture_steps or tuple(range(1, config.num_inference_steps + 1))
     steps = sorted({number - 1 for number in numbers})
-    gathered = gather(context, records[:pictures], features, steps)
+    gathered = gather(context, rows[:pictures], features, steps)
     activity = np.stack([torch.cat(gathered[step].maxima).mean(0).numpy() for step in steps], axis=1)  # m s
     explained = np.array([gathered[step].fit.scores().explained_variance for step in steps])
-    write_json(files.steps_profile, as_json(context, features, steps, activity, gathered))
+    record_of(context, features, steps, activity, gathered).write(files.steps_profile)
     picture = steps_profile(
         np.array(steps) + 1,
         activity.astype(float),
@@ -69,18 +69,18 @@ def run(context: Context, pictures: int) -> str:
 
 
 def gather(
-    context: Context, records: list[dict[str, Any]], features: Sequence[int], steps: Sequence[int]
+    context: Context, records: Sequence[ManifestRow], features: Sequence[int], steps: Sequence[int]
 ) -> dict[int, StepRecord]:
     """Denoise the pictures and score the site's activations at each step."""
     config, files, model = context.config, context.files, context.model
     sae_device = pick_device(config.sae_device, fallback=str(model.device))
     sae, _ = load_sae_for(config, files.site, model.spec, sae_device)
     gathered = {step: StepRecord(Evaluation(sae.input_dim, sae.hidden_dim), []) for step in steps}
-    texts = [record["prompt"] for record in records]
+    texts = [record.prompt for record in records]
     prompts = model.encode(texts, config.max_sequence_length)
     spec = picture_spec(config)
     site, size = parse_site(files.site), config.batch_size or 1
-    seeds = [record["seed"] for record in records]
+    seeds = [record.seed for record in records]
     with context.report.progress("pictures", len(records), "images") as advance:
         for first, heard in listen(model, prompts, texts, seeds, spec, [site], steps, size):
             for (_, step), x in heard.items():
@@ -101,34 +101,33 @@ def note(
     record.maxima.append(codes.max_over_tokens(x.shape[1])[:, list(features)].cpu())
 
 
-def as_json(
+def record_of(
     context: Context,
     features: Sequence[int],
     steps: Sequence[int],
     activity: np.ndarray,
     gathered: dict[int, StepRecord],
-) -> dict[str, Any]:
+) -> StepsProfile:
     """steps_profile.json.
 
     Args:
         activity: (features, steps), the mean over pictures of each feature's largest code.
     """
-    scores = {step: record.fit.scores() for step, record in gathered.items()}
-    return {
-        "layer_index": context.files.layer,
-        "site": context.files.site,
-        "num_images": sum(len(part) for part in gathered[steps[0]].maxima),
-        "steps": list(steps),
-        "explained_variance": [scores[step].explained_variance for step in steps],
-        "l0": [scores[step].l0 for step in steps],
-        "features": [
-            {
-                "feature_id": feature,
-                "mean_max_activation": activity[row],
-                "frequency": [
-                    float((torch.cat(gathered[step].maxima)[:, row] > 0).float().mean()) for step in steps
-                ],
-            }
+    scores = [gathered[step].fit.scores() for step in steps]
+    maxima = [torch.cat(gathered[step].maxima) for step in steps]
+    return StepsProfile(
+        layer_index=context.files.layer,
+        site=context.files.site,
+        num_images=len(maxima[0]),
+        steps=list(steps),
+        explained_variance=[score.explained_variance for score in scores],
+        l0=[score.l0 for score in scores],
+        features=[
+            FeatureProfile(
+                feature_id=feature,
+                mean_max_activation=activity[row].tolist(),
+                frequency=[float((found[:, row] > 0).float().mean()) for found in maxima],
+            )
             for row, feature in enumerate(features)
         ],
-    }
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
@@ -67,6 +66,20 @@ class FeatureScores:
         if name not in RANKINGS:
             raise ConfigError(f"rank_by is {name!r}", f"Choose one of {', '.join(RANKINGS)}.")
         return np.asarray(getattr(self.ranked if name in ("coverage", "frequency") else self, name))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A feature that is chosen to be shown.
+
+    Attributes:
+        example_image_ids: the images that it is shown on.
+        top_m_image_ids: its top images, strongest first.
+    """
+
+    feature_id: int
+    example_image_ids: list[int]
+    top_m_image_ids: list[int]
 
 
 def rank_images(
@@ -211,7 +224,7 @@ def select_features(
     top_features: int = 10,
     top_examples: int = 4,
     unique: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[Choice]:
     """Choose features greedily, best first, each with its example images.
 
     With `unique` an image serves as an example once in the whole selection, and a feature that cannot
@@ -221,36 +234,18 @@ def select_features(
         image_ids: the id of each row of S.
 
     Returns:
-        records of selected_features.json; fewer than top_features where the run doesn't hold more.
+        fewer than top_features where the run doesn't hold more.
     """
     used: set[int] = set()
-    records: list[dict[str, Any]] = []
+    choices: list[Choice] = []
     for feature in order_features(scores, rank_by):
-        if len(records) == top_features:
+        if len(choices) == top_features:
             break
         top = [int(i) for i in scores.ranked.image[feature] if i >= 0]
         examples = [i for i in top if not (unique and i in used)][:top_examples]
         if len(examples) < top_examples:
             continue
         used.update(examples)
-        records.append(_record(scores, int(feature), top, examples, image_ids))
-    return records
-
-
-def _record(
-    scores: FeatureScores, feature: int, top: list[int], examples: list[int], image_ids: Any
-) -> dict[str, Any]:
-    def number(values: np.ndarray) -> float | None:
-        return float(values[feature]) if np.isfinite(values[feature]) else None  # JSON knows no NaN
-
-    return {
-        "feature_id": feature,
-        "clip_coherence": number(scores.clip_coherence),
-        "coherence_z": number(scores.coherence_z),
-        "crop_coherence": number(scores.crop_coherence),
-        "coverage": int(scores.ranked.coverage[feature]),
-        "frequency": float(scores.ranked.frequency[feature]),
-        "n_top": int(scores.n_top[feature]),
-        "example_image_ids": [int(image_ids[i]) for i in examples],
-        "top_m_image_ids": [int(image_ids[i]) for i in top],
-    }
+        shown, ranked = ([int(image_ids[i]) for i in images] for images in (examples, top))
+        choices.append(Choice(int(feature), shown, ranked))
+    return choices

@@ -6,26 +6,33 @@ wrong with settings, checkpoints or the folder is found here, before anything is
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import platform
+import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from fluxscope import __version__
-from fluxscope.errors import ConfigError, RunDirError
-from fluxscope.files import atomic_write, read_json, read_jsonl, write_json
+from fluxscope.errors import ConfigError, FluxscopeError, RunDirError
+from fluxscope.files import atomic_write, numbered_jsonl, read_jsonl
 from fluxscope.models.sites import parse_site
 from fluxscope.models.spec import ModelSpec
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.jobs import Job
+from fluxscope.run.manifest import ListedPicture
+from fluxscope.run.records import RunLog
 from fluxscope.run.rundir import RunDir
+from fluxscope.run.strict_json import Place
 from fluxscope.run.taps import Tap, check_width, load_further, open_tap
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.formats import SaeInfo, load
@@ -49,6 +56,8 @@ IDENTITY = (
 
 OF_A_SITE = ("site_pattern", "target_step_number", "capture_steps", "sae_sha256")
 """What may differ from one site of a folder to another: the pictures do not depend on it."""
+
+PICTURE_NAME = re.compile(r"img_[0-9]{6,}_p[0-9]{4,}_r[0-9]+_seed[0-9]+\.png")
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,7 @@ def check_folder(config: Config, jobs: list[Job], sae_hashes: dict[str, str]) ->
         log = files.run_log if own else files.root / files.run_log.name  # new sites must fit the pictures
         if not log.is_file():
             continue
-        old = read_json(log).get("identity", {})
+        old = RunLog.read(log).identity or {}
         for name, value in identity(config, jobs, sae_hashes[site]).items():
             if name in old and old[name] != value and (own or name not in OF_A_SITE):
                 raise RunDirError(
@@ -207,15 +216,33 @@ def clear(config: Config) -> None:
     """Take away what an earlier collection left in the folder, commit records first."""
     root = RunDir.of(config)
     homes = root.homes  # looked up before their logs are taken away
+    pictures = listed_pictures(root, homes)
     for home in homes:
         for name in (root.manifest.name, root.s_matrix.name):
             (home / name).unlink(missing_ok=True)
     for kept in (root.codes, root.activations):
         shutil.rmtree(kept, ignore_errors=True)
-    for picture in root.images.glob("img_*.png"):
-        picture.unlink()
+    for picture in pictures:
+        picture.unlink(missing_ok=True)
     for home in homes:
         (home / root.run_log.name).unlink(missing_ok=True)
+
+
+def listed_pictures(root: RunDir, homes: Sequence[Path]) -> list[Path]:
+    """The pictures of an earlier collection: those that its manifests list and that have a picture's name.
+
+    Others in the same folder are someone's own. Lines that are none of a manifest list nothing.
+    """
+    found = []
+    for manifest in (home / root.manifest.name for home in homes):
+        lines = numbered_jsonl(manifest) if manifest.is_file() else ()
+        with contextlib.suppress(FluxscopeError):  # from a broken line on, nothing is known
+            for number, line in lines:
+                listed = ListedPicture.from_json(line, Place(manifest, root.root, number))
+                path = root.root / listed.image_path
+                if PICTURE_NAME.fullmatch(path.name):
+                    found.append(path)
+    return found
 
 
 def write_s_matrix(target: Target, images_per_block: int = 64) -> None:
@@ -237,29 +264,26 @@ def write_s_matrix(target: Target, images_per_block: int = 64) -> None:
 def write_run_log(config: Config, target: Target, jobs: list[Job], completed: int, seconds: float) -> None:
     """Write run_log.json: settings, checkpoint, versions, and how far the collection is."""
     path = target.files.run_log
-    before = read_json(path).get("total_time_seconds", 0.0) if path.is_file() else 0.0
-    settings = dataclasses.asdict(config)
-    write_json(
-        path,
-        settings
-        | {
-            "layer_index": target.files.layer,
-            "site": target.tap.site.name,
-            "target_step_index": config.target_step_index,
-            "sae_ckpt_path": str(target.info.path),
-            "sae_hidden_dim": target.sae.hidden_dim,
-            "sae_config": target.info.config,
-            "sae_sha256": target.sae_hash,
-            "n_image_tokens": config.n_image_tokens,
-            "num_prompts": len({job.prompt_idx for job in jobs}),
-            "num_images": len(jobs),
-            "images_completed": completed,
-            "total_time_seconds": round(before + seconds, 3),
-            "identity": identity(config, jobs, target.sae_hash),
-            "fluxscope": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "diffusers": version("diffusers"),
-            "transformers": version("transformers"),
-        },
-    )
+    before = (RunLog.read(path).total_time_seconds or 0.0) if path.is_file() else 0.0
+    RunLog(
+        settings=dataclasses.asdict(config),
+        layer_index=target.files.layer,
+        site=target.tap.site.name,
+        target_step_number=config.target_step_number,
+        target_step_index=config.target_step_index,
+        sae_ckpt_path=str(target.info.path),
+        sae_hidden_dim=target.sae.hidden_dim,
+        sae_config=target.info.config,
+        sae_sha256=target.sae_hash,
+        n_image_tokens=config.n_image_tokens,
+        num_prompts=len({job.prompt_idx for job in jobs}),
+        num_images=len(jobs),
+        images_completed=completed,
+        total_time_seconds=round(before + seconds, 3),
+        identity=identity(config, jobs, target.sae_hash),
+        fluxscope=__version__,
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        diffusers=version("diffusers"),
+        transformers=version("transformers"),
+    ).write(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -18,7 +17,7 @@ from fluxscope.measures.profiles import Profiles
 from fluxscope.measures.stats import FeatureStats, feature_stats
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context
-from fluxscope.run.manifest import load_manifest
+from fluxscope.run.manifest import Manifest, ManifestRow
 from fluxscope.run.rundir import RunDir
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.formats import load
@@ -94,22 +93,21 @@ def open_layer(context: Context, site: str, top_images: int) -> Layer:
     return Layer(files, s, stats, store, load(path)[0])
 
 
-def same_images(early: Layer, late: Layer) -> list[dict[str, Any]]:
+def same_images(early: Layer, late: Layer) -> Manifest:
     """The manifest, after a look whether both sites list the same images.
 
     Raises:
         RunDirError: they do not.
     """
-    records, _ = load_manifest(early.files.manifest, early.files.root)
-    others, _ = load_manifest(late.files.manifest, late.files.root)
-    if [picture_of(row) for row in records] != [picture_of(row) for row in others]:
+    manifest, other = (Manifest.read(each.files.manifest, each.files.root) for each in (early, late))
+    if [picture_of(row) for row in manifest.rows] != [picture_of(row) for row in other.rows]:
         raise RunDirError(
             f"{early.name} and {late.name} list different images",
             "Collect both in one run: fluxscope collect --force",
         )
-    return records
+    return manifest
 
 
-def picture_of(row: dict[str, Any]) -> tuple[int, int, str]:
+def picture_of(row: ManifestRow) -> tuple[int, int, str]:
     """What says which picture a line of the manifest is about."""
-    return row["image_id"], row["seed"], row["prompt"]
+    return row.image_id, row.seed, row.prompt

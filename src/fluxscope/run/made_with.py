@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxscope.files import read_json
+from fluxscope.run.records import RunLog
 from fluxscope.settings.config import Config, make_config, overridden, settings_table
 from fluxscope.settings.load import given, is_python, load_config
 
@@ -31,20 +32,30 @@ def settings_of_run(said: dict[str, Any]) -> dict[str, Any]:
     """
     folder = said.get("out_dir", settings_table()["out_dir"].default)
     log = Path(folder) / "run_log.json"
-    recorded = read_json(log) if log.is_file() else {}
-    identity = recorded.get("identity", {})
-    if not identity or said.get("model_id", identity["model_id"]) != identity["model_id"]:
+    if not log.is_file() or not is_ours(log):
+        return {}
+    recorded = RunLog.read(log)
+    identity = recorded.identity or {}
+    made_by = identity.get("model_id")
+    if made_by is None or said.get("model_id", made_by) != made_by:
         return {}
     known = {name: value for name, value in identity.items() if name in settings_table()}
-    known |= {name: recorded[name] for name in OF_A_RUN if name in recorded}
-    known["active_layer"] = recorded["layer_index"]
+    known |= {name: value for name, value in recorded.settings.items() if name in OF_A_RUN}
+    if recorded.layer_index is not None:
+        known["active_layer"] = recorded.layer_index
     known |= sites_of_run(Path(folder), recorded)
     known.pop("capture_steps", None)  # to the commands after the first step it says which steps to look at
     return known
 
 
-def sites_of_run(folder: Path, recorded: dict[str, Any]) -> dict[str, Any]:
+def sites_of_run(folder: Path, recorded: RunLog) -> dict[str, Any]:
     """The SAEs that a run has by their sites, those collected later too; nothing where it has none."""
-    logs = [recorded, *(read_json(log) for log in sorted(folder.glob("*/run_log.json")))]
-    saes = {site: path for log in logs for site, path in (log.get("saes") or {}).items()}
-    return {"saes": saes, "active_site": recorded.get("site")} if saes else {}
+    logs = [recorded, *(RunLog.read(log) for log in sorted(folder.glob("*/run_log.json")))]
+    saes = {site: path for log in logs for site, path in log.saes.items()}
+    return {"saes": saes, "active_site": recorded.site} if saes else {}
+
+
+def is_ours(log: Path) -> bool:
+    """Whether a run_log.json records an identity, as runs of other programs don't."""
+    found = read_json(log)
+    return not isinstance(found, dict) or bool(found.get("identity"))

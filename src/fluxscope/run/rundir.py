@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxscope.errors import ConfigError, RunDirError
-from fluxscope.files import read_json
+from fluxscope.files import inside
+from fluxscope.run.records import RunLog
 from fluxscope.settings.config import Config
 from fluxscope.settings.saes import block_of
 
@@ -39,13 +40,26 @@ class RunDir:
         """The files of a site (default: the one that the run is about).
 
         Raises:
-            RunDirError: run_log.json names no site.
+            RecordError: run_log.json is none.
+            RunDirError: it names no site, or a folder of the run lies outside of it.
         """
         root = Path(config.out_dir)
         site = config.site if site is None else site
         first = first_site(root, config)
         numbered = config.number_of(site) is not None
-        return cls(root, site, first, numbered, config.images_subdir, config.overlays_subdir)
+        files = cls(root, site, first, numbered, config.images_subdir, config.overlays_subdir)
+        files.check_inside()
+        return files
+
+    def check_inside(self) -> None:
+        """Raise RunDirError where a folder that a step writes into lies, by its name or a link, elsewhere."""
+        for folder in (self.images, self.overlays, self.steering, self.best_demos, self.steering_grids):
+            try:
+                inside(self.root, folder.relative_to(self.root).as_posix())
+            except ValueError as error:
+                raise RunDirError(
+                    f"the run's folder {folder} is one {error}", "Give it a name inside the output folder."
+                ) from None
 
     @property
     def layer(self) -> int:
@@ -294,12 +308,13 @@ def first_site(root: Path, config: Config) -> str:
     log = root / "run_log.json"
     if not log.is_file():
         return config.site
-    recorded = read_json(log)
-    block = recorded.get("layer_index", config.active_layer)  # runs of other programs name no site
-    site = recorded.get("site", config.numbered_site(block))
+    recorded = RunLog.read(log)
+    block = config.active_layer if recorded.layer_index is None else recorded.layer_index
+    numbered = config.site if block is None else config.numbered_site(block)
+    site = recorded.site or numbered  # runs of other programs name no site
     if not is_home(site):
         raise RunDirError(f"{log} names no site that there can be", "Choose a new folder with --out-dir.")
-    return str(site)
+    return site
 
 
 def is_home(name: object) -> bool:

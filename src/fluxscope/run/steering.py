@@ -11,7 +11,6 @@ import torch
 
 from fluxscope.draw.heatmap import outline_heatmap, overlay_heatmap, token_map_to_heatmap
 from fluxscope.errors import ConfigError, MissingInputError
-from fluxscope.files import read_json
 from fluxscope.measures.clip import load_clip, open_picture
 from fluxscope.measures.distance import Distance, clip_distance, find_alex_distance
 from fluxscope.models.edits import Change, Scope, check_feature, parse_steps, schedule
@@ -22,7 +21,9 @@ from fluxscope.models.steering import Steerer
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.collection import load_sae_for
 from fluxscope.run.context import Context, picture_spec
-from fluxscope.run.manifest import load_manifest
+from fluxscope.run.manifest import Manifest
+from fluxscope.run.records import RunLog, SelectedFeature, Selection
+from fluxscope.run.steering_records import Unit
 from fluxscope.settings.config import Config
 from fluxscope.settings.saes import block_of
 
@@ -69,29 +70,24 @@ def scope_of(config: Config, site: str, kind: str = "add", region: torch.Tensor 
 
 def settings_of_run(context: Context) -> dict[str, Any]:
     """What steered pictures depend on, beside the features, prompts and seeds themselves."""
-    config, log = context.config, read_json(context.files.run_log)
+    config, log = context.config, RunLog.read(context.files.run_log)
     names = (
         *("model_id", "dtype", "height", "width", "num_inference_steps", "guidance_scale"),
         *("max_sequence_length", "target_step_number", "steer_site", "steer_steps", "steer_schedule"),
         *("steer_only_active", "strength_unit", "exact"),
     )
     values = {name: getattr(config, name) for name in names}
-    site, sae = context.files.site, log.get("sae_sha256", "")
-    return {**values, "site": site, "sae_sha256": sae, "run": log.get("identity")}
+    site, sae = context.files.site, log.sae_sha256 or ""
+    return {**values, "site": site, "sae_sha256": sae, "run": log.identity}
 
 
-def selected(context: Context) -> list[dict[str, Any]]:
+def selected(context: Context) -> list[SelectedFeature]:
     """The records of the features to steer, best first.
 
     Raises:
         MissingInputError: none is selected.
     """
-    records = read_json(context.files.selected_features)["features"][: context.config.steer_features]
-    if not records:
-        raise MissingInputError(
-            f"{context.files.selected_features} lists no features", "Run step 4 again: fluxscope select"
-        )
-    return records
+    return Selection.read_some(context.files.selected_features).features[: context.config.steer_features]
 
 
 @dataclass
@@ -99,14 +95,14 @@ class Bench:
     """A run's pictures and codes beside the loaded model: what a steering step works at.
 
     Attributes:
-        manifest: the run's pictures by image_id.
+        manifest: the run's pictures.
         unit: how much a strength of 1 is, for each feature that has been asked for.
     """
 
     context: Context
     steerer: Steerer
     distance: Distance
-    manifest: dict[int, dict[str, Any]]
+    manifest: Manifest
     store: CodeStore
     units: dict[int, float]
 
@@ -117,14 +113,9 @@ class Bench:
         """Set everything up for these features and the pictures of these images."""
         config, files = context.config, context.files
         scopes = [scope_of(config, files.site, kind) for kind in ("add", "scale")]
-        _, manifest = load_manifest(files.manifest, files.root)
-        for image_id in image_ids:
-            if image_id not in manifest:
-                raise MissingInputError(
-                    f"image {image_id} is not in {files.manifest}", "Run steps 1 to 4 again: fluxscope run"
-                )
+        manifest = Manifest.read(files.manifest, files.root)
         store = CodeStore(files.codes, files.site, config.target_step_index)
-        prompts = [manifest[image_id]["prompt"] for image_id in image_ids]
+        prompts = [manifest.row(image_id).prompt for image_id in image_ids]
         for scope in scopes:
             context.model.spec.check_site(scope.site)
         steerer = load_steerer(config, context.model, files.site, prompts)
@@ -138,7 +129,7 @@ class Bench:
             self.context.report.say(f"     warning: feature {feature} was never active in this run")
         unit_of(self.context.config, self.units, feature)
 
-    def unit(self, feature: int) -> tuple[str, float]:
+    def unit(self, feature: int) -> tuple[Unit, float]:
         """The name of the feature's unit of strength, and how much 1 is."""
         return unit_of(self.context.config, self.units, feature)
 
@@ -149,8 +140,7 @@ class Bench:
 
     def token_map(self, feature: int, image_id: int) -> np.ndarray:
         """The feature's code at every token of a picture, at the target step."""
-        place = list(self.manifest).index(image_id)
-        return self.store.image(place).column(feature).numpy()
+        return self.store.image(self.manifest.place[image_id]).column(feature).numpy()
 
     def overlay(self, feature: int, image_id: int, picture: np.ndarray) -> np.ndarray:
         """A picture with the feature's heatmap over it."""
@@ -159,16 +149,17 @@ class Bench:
     def strangers(self) -> float:
         """The median distance between the run's pictures of different prompts."""
         rng = np.random.default_rng(0)
-        rows = list(self.manifest.values())
+        rows = self.manifest.rows
         drawn = [rng.choice(len(rows), 2, replace=False) for _ in range(STRANGERS)]
-        pairs = [(a, b) for a, b in drawn if rows[a]["prompt"] != rows[b]["prompt"]]
+        pairs = [(a, b) for a, b in drawn if rows[a].prompt != rows[b].prompt]
         if not pairs:
             raise MissingInputError(
                 "the run has pictures of one prompt only, so no distance can be called large",
                 "Collect pictures of several prompts.",
             )
         left, right = (
-            [np.asarray(open_picture(rows[pair[side]]["image_path"])) for pair in pairs] for side in (0, 1)
+            [np.asarray(open_picture(self.manifest.picture(rows[pair[side]]))) for pair in pairs]
+            for side in (0, 1)
         )
         return float(np.median(self.distance(left, right)))
 
@@ -207,7 +198,7 @@ def heat_over(config: Config, picture: np.ndarray, token_map: np.ndarray) -> np.
     return outline_heatmap(overlay_heatmap(picture, heat, config.alpha_scale), heat)
 
 
-def unit_of(config: Config, activations: Mapping[int, float], feature: int) -> tuple[str, float]:
+def unit_of(config: Config, activations: Mapping[int, float], feature: int) -> tuple[Unit, float]:
     """The unit of a feature's strengths, `activation` or `absolute`, and how much a strength of 1 is.
 
     Args:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fluxscope.files import load_npy, save_npy, save_npz, write_json
+from fluxscope.files import load_npy, save_npy, save_npz
 from fluxscope.measures.stats import feature_stats
 from fluxscope.run.context import Context
+from fluxscope.run.records import FeatureAnalysis
 
 
 def run(context: Context) -> str:
@@ -28,20 +29,13 @@ def run(context: Context) -> str:
         max=stats.maximum,
     )
     counts = stats.counts
-    write_json(
-        files.feature_analysis_summary,
-        {
-            "num_images": s.shape[0],
-            "hidden_dim": s.shape[1],
-            "eps_alive": config.eps_alive,
-            **counts,
-            "top_k": len(stats.top_idx),
-            "files": {
-                "alive_features": files.relative(files.alive_features),
-                "activation_freq": files.relative(files.activation_freq),
-                "topk_per_feature": files.relative(files.topk_per_feature),
-                "feature_stats": files.relative(files.feature_stats),
-            },
-        },
-    )
+    names = ("alive_features", "activation_freq", "topk_per_feature", "feature_stats")
+    FeatureAnalysis(
+        num_images=s.shape[0],
+        hidden_dim=s.shape[1],
+        eps_alive=config.eps_alive,
+        **counts,
+        top_k=len(stats.top_idx),
+        files={name: files.relative(getattr(files, name)) for name in names},
+    ).write(files.feature_analysis_summary)
     return f"{counts['num_alive_features']} of {s.shape[1]} features alive on {s.shape[0]} pictures"

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import numpy as np
 
-from fluxscope.files import save_npy, write_json
+from fluxscope.files import save_npy
 from fluxscope.measures.clip import embed_images
 from fluxscope.run.context import Context, clip_of
-from fluxscope.run.manifest import load_manifest
+from fluxscope.run.manifest import Manifest
+from fluxscope.run.records import ClipMeta
 
 
 def run(context: Context) -> str:
     config, files = context.config, context.files
-    records, _ = load_manifest(files.manifest, files.root)
+    manifest = Manifest.read(files.manifest, files.root)
+    rows, pictures = manifest.rows, [str(manifest.picture(row)) for row in manifest.rows]
     model, processor = clip_of(config)
-    embeddings = embed_images(
-        model, processor, [row["image_path"] for row in records], config.clip_batch_size
-    )
+    embeddings = embed_images(model, processor, pictures, config.clip_batch_size)
     save_npy(files.clip_embeddings, embeddings)
-    save_npy(files.clip_image_ids, np.array([row["image_id"] for row in records], np.int64))
-    save_npy(files.clip_prompt_idx, np.array([row["prompt_idx"] for row in records], np.int64))
-    save_npy(files.clip_seeds, np.array([row["seed"] for row in records], np.int64))
-    write_json(
-        files.clip_meta,
-        {
-            "clip_model_id": config.clip_model_id,
-            "num_images": len(embeddings),
-            "embed_dim": embeddings.shape[1],
-            "device_used": str(model.device),
-            "normalized": True,
-        },
-    )
+    save_npy(files.clip_image_ids, np.array([row.image_id for row in rows], np.int64))
+    save_npy(files.clip_prompt_idx, np.array([row.prompt_idx for row in rows], np.int64))
+    save_npy(files.clip_seeds, np.array([row.seed for row in rows], np.int64))
+    assert config.clip_model_id is not None
+    ClipMeta(
+        clip_model_id=config.clip_model_id,
+        num_images=len(embeddings),
+        embed_dim=embeddings.shape[1],
+        device_used=str(model.device),
+        normalized=True,
+    ).write(files.clip_meta)
     return (
         f"{len(embeddings)} pictures embedded in {embeddings.shape[1]} dimensions by {config.clip_model_id}"
     )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from PIL import Image
 from torch import Tensor
 
-from fluxscope.files import append_jsonl, save_image
+from fluxscope.files import save_image
 from fluxscope.models.capture import Capture
 from fluxscope.models.placement import pick_device
 from fluxscope.models.sites import Site
@@ -27,6 +27,7 @@ from fluxscope.run.collection import (
 )
 from fluxscope.run.context import Context, picture_spec
 from fluxscope.run.jobs import Job, plan_jobs
+from fluxscope.run.manifest import ManifestRow, append_rows
 from fluxscope.run.taps import Kept, Tap
 
 Heard = dict[str, dict[int, Kept]]
@@ -107,24 +108,25 @@ def commit(
         if new:
             target.tap.append(heard[target.tap.site.name], len(batch), first)
             rows = [manifest_row(context, job, target, seconds / len(batch)) for job in new]
-            append_jsonl(target.files.manifest, rows)
+            append_rows(target.files.manifest, rows)
 
 
-def manifest_row(context: Context, job: Job, target: Target, seconds: float) -> dict:
+def manifest_row(context: Context, job: Job, target: Target, seconds: float) -> ManifestRow:
     config, files = context.config, context.files
-    return {
-        "image_id": job.image_id,
-        "prompt_idx": job.prompt_idx,
-        "rep_idx": job.rep_idx,
-        "seed": job.seed,
-        "prompt": job.prompt,
-        "image_path": files.relative(files.image(job.image_id, job.prompt_idx, job.rep_idx, job.seed)),
-        "height": config.height,
-        "width": config.width,
-        "site": target.tap.site.name,
-        "step": config.target_step_index,
-        "layer_index": target.files.layer,
-        "target_step_number": config.target_step_number,
-        "activation_shape": [config.n_image_tokens, target.sae.input_dim],
-        "generation_time": round(seconds, 4),
-    }
+    assert config.height is not None and config.width is not None
+    return ManifestRow(
+        image_id=job.image_id,
+        prompt_idx=job.prompt_idx,
+        rep_idx=job.rep_idx,
+        seed=job.seed,
+        prompt=job.prompt,
+        image_path=files.relative(files.image(job.image_id, job.prompt_idx, job.rep_idx, job.seed)),
+        height=config.height,
+        width=config.width,
+        site=target.tap.site.name,
+        step=config.target_step_index,
+        layer_index=target.files.layer,
+        target_step_number=config.target_step_number,
+        activation_shape=[config.n_image_tokens, target.sae.input_dim],
+        generation_time=round(seconds, 4),
+    )

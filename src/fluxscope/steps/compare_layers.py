@@ -10,7 +10,6 @@ those of another image, and with random directions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -18,12 +17,23 @@ from jaxtyping import Float32
 from fluxscope.draw.layer_plots import partner_histogram
 from fluxscope.draw.pairs import FeaturePair, heatmaps_on_one_scale, pair_sheet
 from fluxscope.draw.plots import frequency_comparison, l0_comparison
-from fluxscope.files import link_or_copy, save_image, write_json
+from fluxscope.files import link_or_copy, save_image
 from fluxscope.measures.clip import open_picture
 from fluxscope.measures.compare import Partners, image_l0, linear_cka, one_to_one, top_features, top_overlap
 from fluxscope.measures.profiles import Shared, best_pairs, match, shared_features
 from fluxscope.run.context import Context
 from fluxscope.run.layers import Layer, open_layer, same_images
+from fluxscope.run.manifest import Manifest
+from fluxscope.run.records import (
+    L0,
+    AliveCounts,
+    BackMatch,
+    Comparison,
+    ComparisonSummary,
+    LayerCounts,
+    Match,
+    Similarity,
+)
 
 SAME = 0.5
 """Correlation of token maps from which on two features count as the same one."""
@@ -45,29 +55,31 @@ Matches = dict[str, Partners]
 def run(context: Context) -> str:
     files = context.files
     early, late = (open_layer(context, site, TOP_IMAGES) for site in context.config.compared_sites)
-    records = same_images(early, late)
+    manifest = same_images(early, late)
     first, second = early.profiles(), late.profiles()
     matches, chance = match(first, second), match(first, second.of_other_images(), candidates=1)
     shared = shared_features(matches["token_maps"], early.stats.alive, late.stats.alive, SAME)
     by_chance = int((chance["token_maps"].similarity[early.stats.alive] >= SAME).sum())
     words = in_words(early, late, shared, by_chance)
-    comparison = {
-        "words": words,
-        "cka": linear_cka(reconstructions(early, late)),
-        "l0": {layer.name: l0_of(layer) for layer in (early, late)},
-        **overlap_of(early, late, matches["token_maps"]),
-        "similarity": similarities(early, matches, chance),
-        "persist_by_chance": by_chance,
-        "persist": shared.persist,
-        "vanish": shared.vanish,
-        "appear": shared.appear,
-        "matches": {name: matches_of(found, early) for name, found in matches.items()},
-        "matches_back": {name: back_matches_of(found, late) for name, found in matches.items()},
-    }
+    mean_overlap, overlap = overlap_of(early, late, matches["token_maps"])
+    comparison = Comparison(
+        words=words,
+        cka=linear_cka(reconstructions(early, late)),
+        l0={layer.name: l0_of(layer) for layer in (early, late)},
+        top_feature_overlap=mean_overlap,
+        top_feature_overlap_per_image=overlap,
+        similarity=similarities(early, matches, chance),
+        persist_by_chance=by_chance,
+        persist=shared.persist.tolist(),
+        vanish=shared.vanish.tolist(),
+        appear=shared.appear.tolist(),
+        matches={name: matches_of(found, early) for name, found in matches.items()},
+        matches_back={name: back_matches_of(found, late) for name, found in matches.items()},
+    )
     draw(context, early, late, matches, chance)
-    draw_pairs(context, early, late, matches["token_maps"], records)
-    write_json(files.comparison, comparison)
-    write_json(files.comparison_summary, summary_of(early, late))
+    draw_pairs(context, early, late, matches["token_maps"], manifest)
+    comparison.write(files.comparison)
+    summary_of(early, late).write(files.comparison_summary)
     return words
 
 
@@ -107,20 +119,18 @@ def draw(context: Context, early: Layer, late: Layer, matches: Matches, chance: 
     save_image(folder / "partner_similarity.png", partner_histogram(similarity, by_chance, title))
 
 
-def draw_pairs(
-    context: Context, early: Layer, late: Layer, found: Partners, records: list[dict[str, Any]]
-) -> None:
+def draw_pairs(context: Context, early: Layer, late: Layer, found: Partners, manifest: Manifest) -> None:
     """The sheet of matched features; no sheet where no pair is good enough."""
     config, path = context.config, context.files.layer_comparison / "matched_features.png"
     often = np.rint(early.stats.frequency * len(early.s)) >= SHEET_LEAST_IMAGES
     shown = best_pairs(found, often, SHEET_PAIRS)
-    pairs = [pair_of(context, early, late, found, int(feature), records) for feature in shown]
+    pairs = [pair_of(context, early, late, found, int(feature), manifest) for feature in shown]
     if not pairs:
         path.unlink(missing_ok=True)
         return
     footer = (
         f"{config.model_id} · {early.files.site} above, {late.files.site} below · step "
-        f"{config.target_step_number} of {config.num_inference_steps} · {len(records)} pictures. Each row of "
+        f"{config.target_step_number} of {config.num_inference_steps} · {len(early.s)} pictures. Each row of "
         "heatmaps has one scale."
     )
     sheet = pair_sheet(
@@ -139,18 +149,18 @@ def pair_of(
     late: Layer,
     found: Partners,
     feature: int,
-    records: list[dict[str, Any]],
+    manifest: Manifest,
 ) -> FeaturePair:
     """A feature and its best partner, with heatmaps over the feature's top images of distinct prompts."""
     config, partner = context.config, int(found.best[feature])
-    images = distinct(early.stats.top_idx[:, feature], records)
+    images = distinct(early.stats.top_idx[:, feature], manifest)
     measured = {
         "S over images": np.corrcoef(early.s[:, feature], late.s[:, partner])[0, 1],
         "token maps": found.similarity[feature],
     }
     if early.sae.input_dim == late.sae.input_dim:
         measured["decoder cosine"] = cosine(early.directions()[feature], late.directions()[partner])
-    pictures = [np.asarray(open_picture(records[image]["image_path"])) for image in images]
+    pictures = [np.asarray(open_picture(manifest.picture(manifest.rows[image]))) for image in images]
     upper, lower = (
         heatmaps_on_one_scale(
             pictures,
@@ -167,7 +177,7 @@ def pair_of(
         [(name, f"{value:.2f}") for name, value in measured.items()],
         upper,
         lower,
-        [records[image]["prompt"] for image in images],
+        [manifest.rows[image].prompt for image in images],
     )
 
 
@@ -175,63 +185,61 @@ def cosine(a: Float32[np.ndarray, " d"], b: Float32[np.ndarray, " d"]) -> float:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-def distinct(ranked: np.ndarray, records: list[dict[str, Any]]) -> list[int]:
+def distinct(ranked: np.ndarray, manifest: Manifest) -> list[int]:
     """The first images of so many distinct prompts, by their places in the manifest."""
     first: dict[str, int] = {}
     for image in ranked:
-        first.setdefault(records[image]["prompt"], int(image))
+        first.setdefault(manifest.rows[image].prompt, int(image))
     return list(first.values())[:SHEET_IMAGES]
 
 
-def matches_of(found: Partners, early: Layer) -> list[dict[str, Any]]:
+def matches_of(found: Partners, early: Layer) -> list[Match]:
     """A record for each alive early feature: its best partner, and its partner when none is shared."""
     alone = one_to_one(found)
     return [
-        {
-            "feature": int(f),
-            "partner": known(found.best[f]),
-            "similarity": number(found.similarity[f]),
-            "one_to_one": known(alone[f]),
-        }
+        Match(
+            feature=int(f),
+            partner=known(found.best[f]),
+            similarity=number(found.similarity[f]),
+            one_to_one=known(alone[f]),
+        )
         for f in early.stats.alive
     ]
 
 
-def back_matches_of(found: Partners, late: Layer) -> list[dict[str, Any]]:
+def back_matches_of(found: Partners, late: Layer) -> list[BackMatch]:
     """A record for each alive late feature: its best partner in the early layer."""
     return [
-        {
-            "feature": int(f),
-            "partner": known(found.back_best[f]),
-            "similarity": number(found.back_similarity[f]),
-        }
+        BackMatch(
+            feature=int(f),
+            partner=known(found.back_best[f]),
+            similarity=number(found.back_similarity[f]),
+        )
         for f in late.stats.alive
     ]
 
 
 def similarities(
     early: Layer, matches: dict[str, Partners], chance: dict[str, Partners]
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, Similarity]:
     """The median similarity of the early features' best partners, by each measure, and what chance gives."""
     alive = early.stats.alive
     return {
-        name: {
-            "median": median(found.similarity[alive]),
-            "median_by_chance": median(chance[name].similarity[alive]),
-        }
+        name: Similarity(
+            median=median(found.similarity[alive]),
+            median_by_chance=median(chance[name].similarity[alive]),
+        )
         for name, found in matches.items()
     }
 
 
-def overlap_of(early: Layer, late: Layer, found: Partners) -> dict[str, Any]:
-    """The share of each image's most active early features whose partner is among its late ones."""
+def overlap_of(early: Layer, late: Layer, found: Partners) -> tuple[float | None, list[float | None]]:
+    """The share of each image's most active early features whose partner is among its late ones: the mean,
+    and image by image."""
     tops = [top_features(layer.s, TOP_FEATURES, layer.stats.eps) for layer in (early, late)]
     overlap = top_overlap(tops[0], tops[1], found.best)
     finite = overlap[np.isfinite(overlap)]
-    return {
-        "top_feature_overlap": number(finite.mean()) if len(finite) else None,
-        "top_feature_overlap_per_image": [number(share) for share in overlap],
-    }
+    return number(finite.mean()) if len(finite) else None, [number(share) for share in overlap]
 
 
 def reconstructions(early: Layer, late: Layer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -239,35 +247,44 @@ def reconstructions(early: Layer, late: Layer) -> Iterator[tuple[np.ndarray, np.
     return zip(early.reconstructions(), late.reconstructions(), strict=True)
 
 
-def l0_of(layer: Layer) -> dict[str, float]:
+def l0_of(layer: Layer) -> L0:
     """Active features of a token and of an image: means and standard deviations."""
     per_token, per_image = layer.tokens_l0(), image_l0(layer.s, layer.stats.eps)
-    return {
-        "per_token": float(per_token.mean()),
-        "per_token_std": float(per_token.std()),
-        "per_image_mean": float(per_image.mean()),
-        "per_image_std": float(per_image.std()),
-    }
+    return L0(
+        per_token=float(per_token.mean()),
+        per_token_std=float(per_token.std()),
+        per_image_mean=float(per_image.mean()),
+        per_image_std=float(per_image.std()),
+    )
 
 
-def summary_of(early: Layer, late: Layer) -> dict[str, Any]:
+def summary_of(early: Layer, late: Layer) -> ComparisonSummary:
     """comparison_summary.json. Features are counted by their ids, which two SAEs share by chance only."""
-    alive = set(early.stats.alive.tolist()), set(late.stats.alive.tolist())
-    summary: dict[str, Any] = {"num_images": len(early.s), "hidden_dim": early.store.n_features}
-    for layer in (early, late):
-        per_image = image_l0(layer.s, layer.stats.eps)
-        summary[layer.files.key] = {
-            "mean_l0": float(per_image.mean()),
-            "std_l0": float(per_image.std()),
-            "num_alive_features": len(layer.stats.alive),
-            "num_features": layer.store.n_features,
-        }
-    summary["comparison"] = {
-        "alive_in_both": len(alive[0] & alive[1]),
-        f"alive_only_in_{early.files.key.removeprefix('layer')}": len(alive[0] - alive[1]),
-        f"alive_only_in_{late.files.key.removeprefix('layer')}": len(alive[1] - alive[0]),
-    }
-    return summary
+    first, second = (set(layer.stats.alive.tolist()) for layer in (early, late))
+    names = [layer.files.key.removeprefix("layer") for layer in (early, late)]
+    return ComparisonSummary(
+        num_images=len(early.s),
+        hidden_dim=early.store.n_features,
+        sites={layer.files.key: counts_of(layer) for layer in (early, late)},
+        comparison=AliveCounts(
+            alive_in_both=len(first & second),
+            alive_only_in={
+                f"alive_only_in_{names[0]}": len(first - second),
+                f"alive_only_in_{names[1]}": len(second - first),
+            },
+        ),
+    )
+
+
+def counts_of(layer: Layer) -> LayerCounts:
+    """Active features of a picture, and features alive."""
+    per_image = image_l0(layer.s, layer.stats.eps)
+    return LayerCounts(
+        mean_l0=float(per_image.mean()),
+        std_l0=float(per_image.std()),
+        num_alive_features=len(layer.stats.alive),
+        num_features=layer.store.n_features,
+    )
 
 
 def known(feature: int | np.integer) -> int | None:

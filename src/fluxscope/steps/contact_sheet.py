@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from fluxscope.draw.sheet import Example, FeatureCard, comparison_sheet, contact_sheet
 from fluxscope.errors import MissingInputError
-from fluxscope.files import read_json, save_image
+from fluxscope.files import save_image
 from fluxscope.measures.clip import open_picture
 from fluxscope.run.context import Context
+from fluxscope.run.records import Overlay, OverlaySummary, SelectedFeature, Selection
 
 
 def run(context: Context) -> str:
     files = context.files
-    selection = read_json(files.selected_features)
-    items = read_json(files.overlay_summary)["items"]
-    cards = [card_of(context, record, items) for record in selection["features"]]
-    title = f"The {len(cards)} features with the highest {selection.get('rank_by', 'clip_coherence')}"
+    selection = Selection.read_some(files.selected_features)
+    items = OverlaySummary.read(files.overlay_summary, files.root).items
+    cards = [card_of(context, record, items) for record in selection.features]
+    title = f"The {len(cards)} features with the highest {selection.rank_by or 'clip_coherence'}"
     title = title.replace("clip_", "CLIP ").replace("_", " ")
     subtitle, footer = subtitle_of(context, selection), footer_of(context)
     across = 2 if len(cards) > 6 else 1
@@ -23,44 +24,44 @@ def run(context: Context) -> str:
     return f"{files.contact_sheet}"
 
 
-def card_of(context: Context, record: dict, items: list[dict]) -> FeatureCard:
+def card_of(context: Context, record: SelectedFeature, items: list[Overlay]) -> FeatureCard:
     """A selected feature with its example pictures, opened.
 
     Raises:
         MissingInputError: the overlays are of another selection.
     """
     root = context.files.root
-    own = [item for item in items if item["feature_id"] == record["feature_id"]]
+    own = [item for item in items if item.feature_id == record.feature_id]
     if not own:
         raise MissingInputError(
-            f"there are no overlays of feature {record['feature_id']}", "Run step 5 again: fluxscope overlays"
+            f"there are no overlays of feature {record.feature_id}", "Run step 5 again: fluxscope overlays"
         )
     examples = [
         Example(
-            overlay=open_picture(root / item["overlay_path"]),
-            original=open_picture(root / item["base_image_path"]),
-            caption=item["prompt"],
-            note=f"image {item['image_id']} · max {item['activation_max']:.2f}",
+            overlay=open_picture(root / item.overlay_path),
+            original=open_picture(root / item.base_image_path),
+            caption=item.prompt,
+            note=f"image {item.image_id} · max {item.activation_max:.2f}",
         )
         for item in own
     ]
     return FeatureCard(
-        record["feature_id"],
+        record.feature_id,
         examples,
-        clip_coherence=record["clip_coherence"],
-        coherence_z=record.get("coherence_z"),
-        crop_coherence=record.get("crop_coherence"),
-        frequency=record.get("frequency"),
-        coverage=record.get("coverage"),
+        clip_coherence=record.clip_coherence,
+        coherence_z=record.coherence_z,
+        crop_coherence=record.crop_coherence,
+        frequency=record.frequency,
+        coverage=record.coverage,
     )
 
 
-def subtitle_of(context: Context, selection: dict) -> str:
+def subtitle_of(context: Context, selection: Selection) -> str:
     config, files = context.config, context.files
     return (
         f"{config.model_id} · {files.site} · step {config.target_step_number} of "
-        f"{config.num_inference_steps} · {selection['num_alive_features']} features alive on "
-        f"{selection['num_images']} pictures"
+        f"{config.num_inference_steps} · {selection.num_alive_features} features alive on "
+        f"{selection.num_images} pictures"
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -11,8 +9,9 @@ from torch import Tensor
 
 from fluxscope.draw.plots import decoder_directions, similarity_matrix
 from fluxscope.errors import ConfigError
-from fluxscope.files import read_json, save_image, write_json
+from fluxscope.files import save_image
 from fluxscope.run.context import Context
+from fluxscope.run.records import DecoderStats, Directions, Neighbour, Pair, Selection
 from fluxscope.sae.formats import load
 
 NEAREST = 5
@@ -22,7 +21,7 @@ NEAREST = 5
 def run(context: Context) -> str:
     config, files = context.config, context.files
     sae, _ = load(config.sae_path(files.site))
-    ids = [record["feature_id"] for record in read_json(files.selected_features)["features"]]
+    ids = [record.feature_id for record in Selection.read_some(files.selected_features).features]
     if max(ids) >= sae.hidden_dim:
         raise ConfigError(
             f"feature {max(ids)} was selected, but the SAE has {sae.hidden_dim} features",
@@ -31,18 +30,15 @@ def run(context: Context) -> str:
     decoder, encoder = sae.decoder.weight.T[ids], sae.encoder.weight[ids]  # (m, d) each
     unit = torch.nn.functional.normalize(sae.decoder.weight, dim=0)  # (d, f)
     cosines = unit[:, ids].T @ unit  # (m, f)
-    write_json(
-        files.decoder_stats,
-        {
-            "layer_index": files.layer,
-            "features": direction_stats(ids, decoder, encoder, cosines),
-            "pairwise_similarities": [
-                {"feature_1": a, "feature_2": b, "cosine_similarity": float(cosines[i, b])}
-                for i, a in enumerate(ids)
-                for b in ids[i + 1 :]
-            ],
-        },
-    )
+    DecoderStats(
+        layer_index=files.layer,
+        features=direction_stats(ids, decoder, encoder, cosines),
+        pairwise_similarities=[
+            Pair(feature_1=a, feature_2=b, cosine_similarity=float(cosines[i, b]))
+            for i, a in enumerate(ids)
+            for b in ids[i + 1 :]
+        ],
+    ).write(files.decoder_stats)
     save_image(files.decoder_directions, decoder_directions(np.array(ids), encoder.numpy(), decoder.numpy()))
     save_image(files.decoder_similarity_matrix, similarity_matrix(cosines[:, ids].numpy(), ids))
     return f"directions of {len(ids)} features in {sae.input_dim} dimensions"
@@ -53,7 +49,7 @@ def direction_stats(
     decoder: Float[Tensor, "m d"],
     encoder: Float[Tensor, "m d"],
     cosines: Float[Tensor, "m f"],
-) -> list[dict[str, Any]]:
+) -> list[Directions]:
     """Norms, cosines and spread of each feature's directions, and its nearest other features."""
     agreement = torch.nn.functional.cosine_similarity(decoder, encoder, dim=1)
     records = []
@@ -62,19 +58,19 @@ def direction_stats(
         others[feature] = -torch.inf
         nearest = others.topk(min(NEAREST, len(others) - 1))
         records.append(
-            {
-                "feature_id": feature,
-                "decoder_norm": float(decoder[row].norm()),
-                "encoder_norm": float(encoder[row].norm()),
-                "encoder_decoder_cosine": float(agreement[row]),
-                "decoder_mean": float(decoder[row].mean()),
-                "decoder_std": float(decoder[row].std(unbiased=False)),
-                "decoder_max": float(decoder[row].max()),
-                "decoder_min": float(decoder[row].min()),
-                "nearest_features": [
-                    {"feature_id": int(other), "cosine_similarity": float(value)}
+            Directions(
+                feature_id=feature,
+                decoder_norm=float(decoder[row].norm()),
+                encoder_norm=float(encoder[row].norm()),
+                encoder_decoder_cosine=float(agreement[row]),
+                decoder_mean=float(decoder[row].mean()),
+                decoder_std=float(decoder[row].std(unbiased=False)),
+                decoder_max=float(decoder[row].max()),
+                decoder_min=float(decoder[row].min()),
+                nearest_features=[
+                    Neighbour(feature_id=int(other), cosine_similarity=float(value))
                     for value, other in zip(*nearest, strict=True)
                 ],
-            }
+            )
         )
     return records

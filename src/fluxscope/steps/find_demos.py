@@ -7,33 +7,34 @@ without breaking: strengths at which a picture is as far from its baseline as a 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
 from fluxscope.errors import MissingInputError
-from fluxscope.files import load_npy, save_image, write_json
+from fluxscope.files import load_npy, save_image
 from fluxscope.measures.effect import demo_score
 from fluxscope.models.steering import Steered
 from fluxscope.run.context import Context, step_work
 from fluxscope.run.ledger import Ledger
-from fluxscope.run.manifest import load_manifest
+from fluxscope.run.manifest import Manifest
 from fluxscope.run.steering import Bench, load_distance, scope_of, selected, settings_of_run
+from fluxscope.run.steering_records import Candidates, Demo, DemoConfig, DemoId, DemoIds, FeatureDemos, Try
 from fluxscope.settings.config import Config
 
 
 def run(context: Context) -> str:
     config, files, report = context.config, context.files, context.report
-    features = [record["feature_id"] for record in selected(context)]
+    features = [record.feature_id for record in selected(context)]
     distance = load_distance(config)
     own = {"selected_features": None, "steer_features": None, "distance": distance.name}
-    ledger = Ledger(step_work(context), dict.fromkeys(features, own))
+    ledger = Ledger(step_work(context), dict.fromkeys(features, own), FeatureDemos)
     if ledger.missing:
         chosen = candidates_of(context, ledger)
-        images = [image for candidates in chosen.values() for image in candidates["image_ids"]]
+        images = [image for candidates in chosen.values() for image in candidates.image_ids]
         bench = Bench.of(context, list(chosen), images, distance)
         strangers = bench.strangers()
         with report.progress("     features", len(chosen), "features") as advance:
@@ -45,31 +46,41 @@ def run(context: Context) -> str:
     if not ledger.records:
         raise MissingInputError("no feature has a demo", "The warnings above say why.")
     write_ids(context, ledger)
-    ledger.write(files.best_demo_candidates, "features", head_of(context, distance.name))
-    kept = sum(len(record["best_demos"]) for record in ledger.records)
+    ledger.write(files.best_demo_candidates, "features", {"config": config_of(context, distance.name)})
+    kept = sum(len(record.best_demos) for record in ledger.records)
     return f"{kept} demos of {len(ledger.records)} features in {files.best_demos}"
 
 
-def head_of(context: Context, distance: str) -> dict[str, Any]:
-    """What the summary begins with: everything that its demos depend on."""
+def config_of(context: Context, distance: str) -> DemoConfig:
+    """Everything that the demos depend on, by our names and by those that other scripts read."""
     config, files = context.config, context.files
-    names = ("demo_percentile_low", "demo_percentile_high", "demo_candidates", "demo_finalists", "demo_kept")
-    return {
-        "config": {
-            **{name: getattr(config, name) for name in names},
-            "strengths": list(config.demo_strengths),
-            "distance": distance,
-            "layer_index": files.layer,
-            **settings_of_run(context),
-        }
-    }
+    strengths, steps = list(config.demo_strengths), scope_of(config, files.site).steps
+    return DemoConfig(
+        demo_percentile_low=config.demo_percentile_low,
+        demo_percentile_high=config.demo_percentile_high,
+        demo_candidates=config.demo_candidates,
+        demo_finalists=config.demo_finalists,
+        demo_kept=config.demo_kept,
+        strengths=strengths,
+        distance=distance,
+        layer_index=files.layer,
+        settings=settings_of_run(context),
+        n_candidates_to_sample=config.demo_candidates,
+        n_candidates_to_test=config.demo_finalists,
+        n_final=config.demo_kept,
+        test_strengths=strengths,
+        step_range=[steps[0], steps[-1]],
+        min_percentile=config.demo_percentile_low,
+        max_percentile=config.demo_percentile_high,
+        seed=config.base_seed,
+        save_images=True,
+    )
 
 
-def candidates_of(context: Context, ledger: Ledger) -> dict[int, dict[str, Any]]:
+def candidates_of(context: Context, ledger: Ledger[FeatureDemos]) -> dict[int, Candidates]:
     """The candidates of each feature that is still to do; a feature without any is noted as failed."""
     config, files = context.config, context.files
-    records, _ = load_manifest(files.manifest, files.root)
-    image_ids = [row["image_id"] for row in records]
+    image_ids = [row.image_id for row in Manifest.read(files.manifest, files.root).rows]
     s = load_npy(files.s_matrix, mmap=True)
     chosen = {}
     for feature in tuple(ledger.missing):
@@ -88,7 +99,7 @@ def candidates_of(context: Context, ledger: Ledger) -> dict[int, dict[str, Any]]
 
 def pick_candidates(
     column: Float32[np.ndarray, " n"], image_ids: list[int], config: Config, feature: int
-) -> dict[str, Any]:
+) -> Candidates:
     """Images with activations between two percentiles of the feature's column of S, sampled with a seed.
 
     Where the feature is silent on so many images that the lower percentile is no activation, the active
@@ -112,59 +123,60 @@ def pick_candidates(
         how, pool = "active, at the maximum", np.flatnonzero(active)
     rng = np.random.default_rng([config.base_seed, feature])
     sample = np.sort(rng.permutation(pool)[: config.demo_candidates])
-    return {
-        "how": how,
-        "low": float(low),
-        "high": float(high),
-        "n_active": int(active.sum()),
-        "n_pool": len(pool),
-        "image_ids": [image_ids[i] for i in sample],
-        "activations": [float(column[i]) for i in sample],
-    }
+    return Candidates(
+        how=how,
+        low=float(low),
+        high=float(high),
+        n_active=int(active.sum()),
+        n_pool=len(pool),
+        image_ids=[image_ids[i] for i in sample],
+        activations=[float(column[i]) for i in sample],
+    )
 
 
-def demos_of(
-    bench: Bench, feature: int, candidates: dict[str, Any], strangers: float
-) -> list[dict[str, Any]]:
+def demos_of(bench: Bench, feature: int, candidates: Candidates, strangers: float) -> list[FeatureDemos]:
     """A feature's record, as a list of one."""
     bench.check(feature)
     return [find_demos(bench, feature, candidates, strangers)]
 
 
-def find_demos(bench: Bench, feature: int, candidates: dict[str, Any], strangers: float) -> dict[str, Any]:
+def find_demos(bench: Bench, feature: int, candidates: Candidates, strangers: float) -> FeatureDemos:
     """Screen the candidates, try the best at every strength, keep the best of those; returns the record."""
     config = bench.context.config
     middle = config.demo_strengths[len(config.demo_strengths) // 2]
     screened = [
-        try_one(bench, feature, image_id, activation, (middle,), strangers)[0]
-        for image_id, activation in zip(candidates["image_ids"], candidates["activations"], strict=True)
+        try_one(bench, feature, image_id, activation, (middle,), strangers).demo
+        for image_id, activation in zip(candidates.image_ids, candidates.activations, strict=True)
     ]
-    screened.sort(key=worth_of_record, reverse=True)
-    finals = []
-    for record in screened[: config.demo_finalists]:
-        finals.append(
-            try_one(
-                bench, feature, record["image_id"], record["activation"], config.demo_strengths, strangers
-            )
-        )
-    finals.sort(key=lambda final: worth_of_record(final[0]), reverse=True)
+    screened.sort(key=worth_of_demo, reverse=True)
+    finals = [
+        try_one(bench, feature, demo.image_id, demo.activation, config.demo_strengths, strangers)
+        for demo in screened[: config.demo_finalists]
+    ]
+    finals.sort(key=lambda final: worth_of_demo(final.demo), reverse=True)
     best = finals[: config.demo_kept]
-    for record, made, strengths in best:
-        save_pictures(bench, feature, record["image_id"], made, strengths)
-    tried = {final[0]["image_id"]: final[0] for final in finals}
-    return {
-        "distance_of_strangers": strangers,
-        "strength_unit": bench.unit(feature)[0],
-        "unit": bench.unit(feature)[1],
-        "candidates": candidates,
-        "screened_at": middle,
-        "best_demos": [record for record, _, _ in best],
-        "all_scored": [tried.get(record["image_id"], record) for record in screened],
-    }
+    for final in best:
+        save_pictures(bench, feature, final)
+    tried = {final.demo.image_id: final.demo for final in finals}
+    return FeatureDemos(
+        feature_id=feature,
+        distance_of_strangers=strangers,
+        strength_unit=bench.unit(feature)[0],
+        unit=bench.unit(feature)[1],
+        candidates=candidates,
+        screened_at=middle,
+        best_demos=[final.demo for final in best],
+        all_scored=[tried.get(demo.image_id, demo) for demo in screened],
+    )
 
 
-Tried = tuple[dict[str, Any], Steered, list[float]]
-"""A record, the pictures, and their strengths."""
+@dataclass(frozen=True)
+class Tried:
+    """A demo with its pictures and their strengths."""
+
+    demo: Demo
+    made: Steered
+    strengths: list[float]
 
 
 def try_one(
@@ -176,62 +188,65 @@ def try_one(
     strangers: float,
 ) -> Tried:
     """Steer one image both ways at some strengths and score it by its best one."""
-    config, row = bench.context.config, bench.manifest[image_id]
+    config, row = bench.context.config, bench.manifest.row(image_id)
     strengths = [sign * m for m in magnitudes for sign in (1, -1)]
     rows = [[bench.change(s, feature)] for s in strengths]
-    made = bench.steerer.steer(row["prompt"], row["seed"], rows, scope_of(config, bench.context.files.site))
+    made = bench.steerer.steer(row.prompt, row.seed, rows, scope_of(config, bench.context.files.site))
     distances = bench.distance(list(made.pictures.numpy()), list(made.baselines.numpy())).tolist()
     pairs = zip(magnitudes, distances[::2], distances[1::2], strict=True)
     tries = [score(magnitude, positive, negative, strangers) for magnitude, positive, negative in pairs]
     best = max(tries, key=worth)
-    record = {
-        "image_id": image_id,
-        "prompt": row["prompt"],
-        "seed": row["seed"],
-        "activation": activation,
-        "best_strength": best["strength"],
-        **{key: best[key] for key in ("pos_lpips", "neg_lpips", "consistency", "combined_score", "broken")},
-        "tries": tries,
-    }
-    return record, made, strengths
+    demo = Demo(
+        image_id=image_id,
+        prompt=row.prompt,
+        seed=row.seed,
+        activation=activation,
+        best_strength=best.strength,
+        pos_lpips=best.pos_lpips,
+        neg_lpips=best.neg_lpips,
+        consistency=best.consistency,
+        combined_score=best.combined_score,
+        broken=best.broken,
+        tries=tries,
+    )
+    return Tried(demo, made, strengths)
 
 
-def worth(tried: dict[str, Any]) -> tuple[bool, float]:
+def worth(tried: Try) -> tuple[bool, float]:
     """What to prefer: whole pictures that score high; of broken ones, those of the least strength."""
-    broken = tried["broken"]
-    return not broken, -tried["strength"] if broken else tried["combined_score"]
+    return not tried.broken, -tried.strength if tried.broken else tried.combined_score
 
 
-def worth_of_record(record: dict[str, Any]) -> tuple[bool, float]:
+def worth_of_demo(demo: Demo) -> tuple[bool, float]:
     """What a demo is worth by its best strength."""
-    return worth({**record, "strength": record["best_strength"]})
+    return not demo.broken, -demo.best_strength if demo.broken else demo.combined_score
 
 
-def score(magnitude: float, positive: float, negative: float, strangers: float) -> dict[str, Any]:
+def score(magnitude: float, positive: float, negative: float, strangers: float) -> Try:
     """One strength's distances and score; broken when either picture is as far away as a stranger."""
     consistency, combined = demo_score(positive, negative)
-    return {
-        "strength": magnitude,
-        "pos_lpips": positive,
-        "neg_lpips": negative,
-        "consistency": consistency,
-        "combined_score": combined,
-        "broken": max(positive, negative) >= strangers,
-    }
+    return Try(
+        strength=magnitude,
+        pos_lpips=positive,
+        neg_lpips=negative,
+        consistency=consistency,
+        combined_score=combined,
+        broken=max(positive, negative) >= strangers,
+    )
 
 
-def save_pictures(bench: Bench, feature: int, image_id: int, made: Steered, strengths: list[float]) -> None:
-    files = bench.context.files
-    save_image(files.demo(feature, image_id, 0.0), Image.fromarray(made.baseline.numpy()))
-    for strength, pixels in zip(strengths, made.pictures.numpy(), strict=True):
+def save_pictures(bench: Bench, feature: int, tried: Tried) -> None:
+    files, image_id = bench.context.files, tried.demo.image_id
+    save_image(files.demo(feature, image_id, 0.0), Image.fromarray(tried.made.baseline.numpy()))
+    for strength, pixels in zip(tried.strengths, tried.made.pictures.numpy(), strict=True):
         save_image(files.demo(feature, image_id, strength), Image.fromarray(pixels))
 
 
-def write_ids(context: Context, ledger: Ledger) -> None:
+def write_ids(context: Context, ledger: Ledger[FeatureDemos]) -> None:
     ids = {
-        str(record["feature_id"]): [
-            {"image_id": demo["image_id"], "strength": demo["best_strength"]} for demo in record["best_demos"]
+        str(record.feature_id): [
+            DemoId(image_id=demo.image_id, strength=demo.best_strength) for demo in record.best_demos
         ]
         for record in ledger.records
     }
-    write_json(context.files.best_demo_ids, ids)
+    DemoIds(features=ids).write(context.files.best_demo_ids)

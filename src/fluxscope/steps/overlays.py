@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
@@ -13,68 +11,73 @@ from fluxscope.draw.heatmap import (
     token_map_to_blocky_heatmap,
     token_map_to_heatmap,
 )
-from fluxscope.errors import MissingInputError
-from fluxscope.files import read_json, save_image, save_npy, write_json
+from fluxscope.errors import RunDirError
+from fluxscope.files import save_image, save_npy
 from fluxscope.measures.clip import open_picture
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context
-from fluxscope.run.manifest import load_manifest
+from fluxscope.run.manifest import Manifest, ManifestRow
+from fluxscope.run.records import Overlay, OverlaySummary, Selection
 
 HEATMAPS = {"smooth": token_map_to_heatmap, "blocky": token_map_to_blocky_heatmap}
 
 
 def run(context: Context) -> str:
     config, files = context.config, context.files
-    _, by_id = load_manifest(files.manifest, files.root)
-    place = {image_id: index for index, image_id in enumerate(by_id)}
+    manifest = Manifest.read(files.manifest, files.root)
     store = CodeStore(files.codes, files.site, config.target_step_index)
-    features = read_json(files.selected_features)["features"]
+    features = Selection.read_some(files.selected_features).features
+    wanted = [(each.feature_id, manifest.row(image)) for each in features for image in each.example_image_ids]
+    check_features(context, store, [each.feature_id for each in features])
     items = []
-    for record in features:
-        for image_id in record["example_image_ids"]:
-            if image_id not in place:
-                raise MissingInputError(
-                    f"image {image_id} is selected, but not in {files.manifest}",
-                    "Run step 4 again: fluxscope select",
-                )
-            tokenmap = store.image(place[image_id]).column(record["feature_id"]).numpy()
-            items.append(draw_one(context, record["feature_id"], by_id[image_id], tokenmap))
-    write_json(
-        files.overlay_summary,
-        {
-            "layer_index": files.layer,
-            "target_step_number": config.target_step_number,
-            "height": config.height,
-            "width": config.width,
-            "token_grid_size": list(config.image_token_grid),
-            "overlay_style": config.overlay_style,
-            "items": items,
-        },
-    )
+    for feature, row in wanted:
+        tokenmap = store.image(manifest.place[row.image_id]).column(feature).numpy()
+        items.append(draw_one(context, feature, row, tokenmap))
+    assert config.height is not None and config.width is not None
+    OverlaySummary(
+        layer_index=files.layer,
+        target_step_number=config.target_step_number,
+        height=config.height,
+        width=config.width,
+        token_grid_size=list(config.image_token_grid),
+        overlay_style=config.overlay_style,
+        items=items,
+    ).write(files.overlay_summary)
     return f"{len(items)} overlays of {len(features)} features"
 
 
-def draw_one(context: Context, feature: int, row: dict, tokenmap: np.ndarray) -> dict:
+def draw_one(context: Context, feature: int, row: ManifestRow, tokenmap: np.ndarray) -> Overlay:
     """Draw one feature over one picture and keep its token map; returns its record in the summary."""
     config, files = context.config, context.files
-    picture = np.asarray(open_picture(row["image_path"]))
+    picture = np.asarray(open_picture(files.root / row.image_path))
     height, width = picture.shape[:2]
     heatmap = HEATMAPS[config.overlay_style](
         tokenmap, width, height, config.image_token_grid, clip_percentile=config.clip_percentile
     )
-    overlay = files.overlay(feature, row["image_id"])
-    tokens = files.tokenmap(feature, row["image_id"])
+    overlay = files.overlay(feature, row.image_id)
+    tokens = files.tokenmap(feature, row.image_id)
     drawn = outline_heatmap(overlay_heatmap(picture, heatmap, config.alpha_scale), heatmap)
     save_image(overlay, Image.fromarray(drawn))
     save_npy(tokens, tokenmap)
-    return {
-        "feature_id": feature,
-        "image_id": row["image_id"],
-        "prompt": row["prompt"],
-        "seed": row["seed"],
-        "base_image_path": files.relative(Path(row["image_path"])),
-        "overlay_path": files.relative(overlay),
-        "tokenmap_path": files.relative(tokens),
-        "activation_max": float(tokenmap.max()),
-        "activation_mean": float(tokenmap.mean()),
-    }
+    return Overlay(
+        feature_id=feature,
+        image_id=row.image_id,
+        prompt=row.prompt,
+        seed=row.seed,
+        base_image_path=row.image_path,
+        overlay_path=files.relative(overlay),
+        tokenmap_path=files.relative(tokens),
+        activation_max=float(tokenmap.max()),
+        activation_mean=float(tokenmap.mean()),
+    )
+
+
+def check_features(context: Context, store: CodeStore, features: list[int]) -> None:
+    """Raise for a selected feature that the stored codes lack."""
+    for feature in features:
+        if feature >= store.n_features:
+            raise RunDirError(
+                f"{context.files.selected_features} selects feature {feature}, but the codes are of "
+                f"{store.n_features} features",
+                "Run step 4 again: fluxscope select",
+            )

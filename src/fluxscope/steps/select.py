@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from fluxscope.errors import MissingInputError, RunDirError
-from fluxscope.files import load_npy, save_npz, write_json
+from fluxscope.files import load_npy, save_npz
 from fluxscope.measures.clip import embed_images, peak_box
 from fluxscope.measures.selection import (
+    Choice,
     FeatureScores,
     order_features,
     rank_images,
@@ -21,7 +22,8 @@ from fluxscope.measures.selection import (
 )
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context, clip_of
-from fluxscope.run.manifest import load_manifest
+from fluxscope.run.manifest import Manifest
+from fluxscope.run.records import SelectedFeature, Selection
 
 CROP_SHORTLIST = 200
 """How many of the most coherent features compete when crop_coherence ranks; cropping all would take hours."""
@@ -29,36 +31,38 @@ CROP_SHORTLIST = 200
 
 def run(context: Context) -> str:
     config, files = context.config, context.files
-    records, _ = load_manifest(files.manifest, files.root)
+    manifest = Manifest.read(files.manifest, files.root)
+    rows = manifest.rows
     embeddings = load_npy(files.clip_embeddings)
     s = load_npy(files.s_matrix, mmap=True)
-    if not len(records) == len(embeddings) == len(s):
+    if not len(rows) == len(embeddings) == len(s):
         raise RunDirError(
-            f"{len(records)} pictures, {len(embeddings)} embeddings and {len(s)} rows of S do not fit",
+            f"{len(rows)} pictures, {len(embeddings)} embeddings and {len(s)} rows of S do not fit",
             "Run steps 1 and 3 again: fluxscope run --steps 1,3",
         )
-    prompt_idx = np.array([row["prompt_idx"] for row in records])
+    prompt_idx = np.array([row.prompt_idx for row in rows])
     ranked = rank_images(s, prompt_idx, config.eps_alive, config.top_m_per_feature)
     scores = score_features(ranked, embeddings, prompt_idx, config.min_prompts)
     if config.rank_by == "crop_coherence":
         scores = add_crops(
-            context, scores, order_features(scores, "clip_coherence")[:CROP_SHORTLIST], records
+            context, scores, order_features(scores, "clip_coherence")[:CROP_SHORTLIST], manifest
         )
-    chosen = choose(context, scores, records)
+    chosen = choose(context, scores, manifest)
     if config.rank_by != "crop_coherence":
-        features = np.array([record["feature_id"] for record in chosen])
-        scores = add_crops(context, scores, features, records)
-        chosen = choose(context, scores, records)
-    write_selection(context, scores, chosen, len(records))
-    best = chosen[0]
+        features = np.array([choice.feature_id for choice in chosen])
+        scores = add_crops(context, scores, features, manifest)
+        chosen = choose(context, scores, manifest)
+    selected = [record_of(scores, choice) for choice in chosen]
+    write_selection(context, scores, selected, len(rows))
+    best = selected[0]
     return (
         f"{len(chosen)} features selected by {config.rank_by}, "
-        f"the first: {best['feature_id']} (coherence {best['clip_coherence']:.3f})"
+        f"the first: {best.feature_id} (coherence {best.clip_coherence:.3f})"
     )
 
 
-def choose(context: Context, scores: FeatureScores, records: list[dict]) -> list[dict]:
-    """The selection's records.
+def choose(context: Context, scores: FeatureScores, manifest: Manifest) -> list[Choice]:
+    """The features to show.
 
     Raises:
         MissingInputError: no feature can be selected.
@@ -66,7 +70,7 @@ def choose(context: Context, scores: FeatureScores, records: list[dict]) -> list
     config = context.config
     chosen = select_features(
         scores,
-        [row["image_id"] for row in records],
+        [row.image_id for row in manifest.rows],
         config.rank_by,
         config.top_features,
         config.top_examples_per_feature,
@@ -74,14 +78,34 @@ def choose(context: Context, scores: FeatureScores, records: list[dict]) -> list
     )
     if not chosen:
         raise MissingInputError(
-            f"no feature is active on enough of the {len(records)} pictures to be selected",
+            f"no feature is active on enough of the {len(manifest.rows)} pictures to be selected",
             "Use more prompts, or lower --min-prompts and --top-examples-per-feature.",
         )
     return chosen
 
 
+def record_of(scores: FeatureScores, choice: Choice) -> SelectedFeature:
+    """What selected_features.json says of a feature; null for what was not measured."""
+    feature = choice.feature_id
+
+    def number(values: np.ndarray) -> float | None:
+        return float(values[feature]) if np.isfinite(values[feature]) else None
+
+    return SelectedFeature(
+        feature_id=feature,
+        clip_coherence=float(scores.clip_coherence[feature]),
+        coherence_z=number(scores.coherence_z),
+        crop_coherence=number(scores.crop_coherence),
+        coverage=int(scores.ranked.coverage[feature]),
+        frequency=float(scores.ranked.frequency[feature]),
+        n_top=int(scores.n_top[feature]),
+        example_image_ids=choice.example_image_ids,
+        top_m_image_ids=choice.top_m_image_ids,
+    )
+
+
 def add_crops(
-    context: Context, scores: FeatureScores, features: np.ndarray, records: list[dict]
+    context: Context, scores: FeatureScores, features: np.ndarray, manifest: Manifest
 ) -> FeatureScores:
     """Measure the coherence of crops around the activation's peak in these features' top images.
 
@@ -96,7 +120,7 @@ def add_crops(
             raise
         context.report.say(f"     crop coherence is not measured: {error.message}")
         return scores
-    size = (int(records[0]["width"]), int(records[0]["height"]))
+    size = (manifest.rows[0].width, manifest.rows[0].height)
     rows: dict[tuple, int] = {}
     sets = np.full((len(features), scores.ranked.image.shape[1]), -1)
     for image, wanted in by_image(scores, features).items():
@@ -108,7 +132,7 @@ def add_crops(
     embedded = embed_images(
         model,
         processor,
-        [records[image]["image_path"] for image, _ in rows],
+        [manifest.picture(manifest.rows[image]) for image, _ in rows],
         config.clip_batch_size,
         crops=[box for _, box in rows],
     )
@@ -125,23 +149,22 @@ def by_image(scores: FeatureScores, features: np.ndarray) -> dict[int, list[tupl
     return wanted
 
 
-def write_selection(context: Context, scores: FeatureScores, chosen: list[dict], n_images: int) -> None:
+def write_selection(
+    context: Context, scores: FeatureScores, features: list[SelectedFeature], n_images: int
+) -> None:
     config, files = context.config, context.files
-    write_json(
-        files.selected_features,
-        {
-            "num_images": n_images,
-            "num_alive_features": int((scores.ranked.frequency > 0).sum()),
-            "top_m_per_feature": config.top_m_per_feature,
-            "top_features": config.top_features,
-            "top_examples_per_feature": config.top_examples_per_feature,
-            "enforce_global_unique_images": config.enforce_global_unique_images,
-            "rank_by": config.rank_by,
-            "min_prompts": config.min_prompts,
-            "layer_index": files.layer,
-            "features": chosen,
-        },
-    )
+    Selection(
+        num_images=n_images,
+        num_alive_features=int((scores.ranked.frequency > 0).sum()),
+        top_m_per_feature=config.top_m_per_feature,
+        top_features=config.top_features,
+        top_examples_per_feature=config.top_examples_per_feature,
+        enforce_global_unique_images=config.enforce_global_unique_images,
+        rank_by=config.rank_by,
+        min_prompts=config.min_prompts,
+        layer_index=files.layer,
+        features=features,
+    ).write(files.selected_features)
     save_npz(
         files.feature_scores,
         clip_coherence=scores.clip_coherence,

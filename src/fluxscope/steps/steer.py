@@ -23,6 +23,7 @@ from fluxscope.models.edits import Change
 from fluxscope.models.steering import Steered
 from fluxscope.run.context import Context, step_work
 from fluxscope.run.ledger import Ledger
+from fluxscope.run.manifest import ManifestRow
 from fluxscope.run.rundir import shown
 from fluxscope.run.steering import (
     Bench,
@@ -36,13 +37,15 @@ from fluxscope.run.steering import (
     unit_in_words,
     when_and_where,
 )
+from fluxscope.run.steering_records import Dose, DoseResponse, Effect, Experiment
 
 
 def run(context: Context) -> str:
     config, files, report = context.config, context.files, context.report
-    images = {r["feature_id"]: r["example_image_ids"][: config.steer_images] for r in selected(context)}
+    images = {r.feature_id: r.example_image_ids[: config.steer_images] for r in selected(context)}
     distance = load_distance(config)
-    ledger = Ledger(step_work(context), {feature: own_key(images[feature], distance) for feature in images})
+    own = {feature: own_key(images[feature], distance) for feature in images}
+    ledger = Ledger(step_work(context), own, Experiment)
     if ledger.missing:
         wanted = [image for feature in ledger.missing for image in images[feature]]
         bench = Bench.of(context, ledger.missing, wanted, distance)
@@ -86,15 +89,15 @@ def head_of(context: Context, distance: str) -> dict[str, Any]:
     }
 
 
-def experiments(bench: Bench, feature: int, images: list[int], strangers: float) -> list[dict[str, Any]]:
+def experiments(bench: Bench, feature: int, images: list[int], strangers: float) -> list[Experiment]:
     """Steer a feature on its example pictures; returns their records."""
     bench.check(feature)
     return [experiment(bench, feature, image, strangers) for image in images]
 
 
-def experiment(bench: Bench, feature: int, image_id: int, strangers: float) -> dict[str, Any]:
+def experiment(bench: Bench, feature: int, image_id: int, strangers: float) -> Experiment:
     """Steer one picture, write its pictures and grids, and return its record."""
-    row = bench.manifest[image_id]
+    row = bench.manifest.row(image_id)
     scales = by_scale(bench, feature, row)
     strengths, controls = by_strength(bench, feature, row)
     files = bench.context.files
@@ -104,42 +107,43 @@ def experiment(bench: Bench, feature: int, image_id: int, strangers: float) -> d
     save_pictures(bench, feature, image_id, scales, strengths)
     draw_scales(bench, feature, row, scales, scaled)
     draw_strengths(bench, feature, row, strengths, controls, added, pushed)
-    return {
-        "image_id": image_id,
-        "prompt": row["prompt"],
-        "seed": row["seed"],
-        "grid_path": files.relative(files.steered(feature, image_id, "steering_grid")),
-        "strength_grid_path": files.relative(files.steered(feature, image_id, "strength_grid")),
-        "strength_unit": bench.unit(feature)[0],
-        "unit": bench.unit(feature)[1],
-        "distance_of_strangers": strangers,
-        "scaled": scaled,
-        "added": added,
-        "random_direction": pushed,
-        "dose_response": doses(added, strangers),
-        "dose_response_random": doses(pushed, strangers),
-    }
+    return Experiment(
+        feature_id=feature,
+        image_id=image_id,
+        prompt=row.prompt,
+        seed=row.seed,
+        grid_path=files.relative(files.steered(feature, image_id, "steering_grid")),
+        strength_grid_path=files.relative(files.steered(feature, image_id, "strength_grid")),
+        strength_unit=bench.unit(feature)[0],
+        unit=bench.unit(feature)[1],
+        distance_of_strangers=strangers,
+        scaled=scaled,
+        added=added,
+        random_direction=pushed,
+        dose_response=doses(added, strangers),
+        dose_response_random=doses(pushed, strangers),
+    )
 
 
 def nonzero(bench: Bench) -> list[float]:
     return [s for s in bench.context.config.steer_strengths if s != 0]
 
 
-def by_scale(bench: Bench, feature: int, row: dict[str, Any]) -> Steered:
+def by_scale(bench: Bench, feature: int, row: ManifestRow) -> Steered:
     config = bench.context.config
     rows = [[Change("scale", scale, feature)] for scale in config.steer_scales]
     return bench.steerer.steer(
-        row["prompt"], row["seed"], rows, scope_of(config, bench.context.files.site, "scale")
+        row.prompt, row.seed, rows, scope_of(config, bench.context.files.site, "scale")
     )
 
 
-def by_strength(bench: Bench, feature: int, row: dict[str, Any]) -> tuple[Steered, Steered]:
+def by_strength(bench: Bench, feature: int, row: ManifestRow) -> tuple[Steered, Steered]:
     """The pictures with the feature added at each strength, and with a random direction at the same norm."""
     control = random_direction(bench.steerer.sae.input_dim, feature)
     own = [[bench.change(s, feature)] for s in nonzero(bench)]
     other = [[bench.change(s, feature, control)] for s in nonzero(bench)]
     scope = scope_of(bench.context.config, bench.context.files.site)
-    made = bench.steerer.steer(row["prompt"], row["seed"], [*own, *other], scope)
+    made = bench.steerer.steer(row.prompt, row.seed, [*own, *other], scope)
     n = len(own)
     return (
         Steered(made.pictures[:n], made.baselines[:n]),
@@ -149,7 +153,7 @@ def by_strength(bench: Bench, feature: int, row: dict[str, Any]) -> tuple[Steere
 
 def measured(
     bench: Bench, feature: int, image_id: int, values: Sequence[float], made: Steered
-) -> list[dict[str, Any]]:
+) -> list[Effect]:
     """For each picture its distance from the baseline, and how much changed in and out of the heatmap."""
     pictures, baselines = made.pictures.numpy(), made.baselines.numpy()
     distances = bench.distance(list(pictures), list(baselines))
@@ -157,21 +161,18 @@ def measured(
     records = []
     for value, picture, baseline, distance in zip(values, pictures, baselines, distances, strict=True):
         inside, outside = locality(pixel_change(picture, baseline), heat)
-        record = {"value": value, "distance": float(distance), "inside": inside, "outside": outside}
-        records.append(record)
+        records.append(Effect(value=value, distance=float(distance), inside=inside, outside=outside))
     return records
 
 
-def doses(records: list[dict[str, Any]], strangers: float) -> dict[str, Any]:
+def doses(records: list[Effect], strangers: float) -> DoseResponse:
     """The dose-response to either side."""
-    sides = {
-        "positive": [r for r in records if r["value"] > 0],
-        "negative": [r for r in records if r["value"] < 0],
-    }
-    return {
-        side: dose_response([r["value"] for r in own], [r["distance"] for r in own], strangers)
-        for side, own in sides.items()
-    }
+
+    def of(own: list[Effect]) -> Dose:
+        return Dose(**dose_response([r.value for r in own], [r.distance for r in own], strangers))
+
+    positive, negative = ([r for r in records if sign * r.value > 0] for sign in (1, -1))
+    return DoseResponse(positive=of(positive), negative=of(negative))
 
 
 def save_pictures(bench: Bench, feature: int, image_id: int, scales: Steered, strengths: Steered) -> None:
@@ -184,36 +185,34 @@ def save_pictures(bench: Bench, feature: int, image_id: int, scales: Steered, st
     save_image(baseline, Image.fromarray(strengths.baseline.numpy()))
 
 
-def notes(records: list[dict[str, Any]]) -> list[str]:
-    return [f"distance {record['distance']:.3f}" for record in records]
+def notes(records: list[Effect]) -> list[str]:
+    return [f"distance {record.distance:.3f}" for record in records]
 
 
-def draw_scales(
-    bench: Bench, feature: int, row: dict[str, Any], made: Steered, records: list[dict[str, Any]]
-) -> None:
+def draw_scales(bench: Bench, feature: int, row: ManifestRow, made: Steered, records: list[Effect]) -> None:
     """The grid over scales; scale 1, the unchanged picture, is framed."""
     config, files = bench.context.config, bench.context.files
     scales = list(config.steer_scales)
-    overlay = bench.overlay(feature, row["image_id"], made.baseline.numpy())
+    overlay = bench.overlay(feature, row.image_id, made.baseline.numpy())
     grid = labelled_grid(
-        [GridRow(list(made.pictures.numpy()), row["prompt"], notes(records), overlay)],
+        [GridRow(list(made.pictures.numpy()), row.prompt, notes(records), overlay)],
         [f"{scale:g}x" for scale in scales],
         title=f"Feature {feature}: its code scaled",
-        subtitle=f"image {row['image_id']} · seed {row['seed']} · 1x changes nothing, 0x ablates",
+        subtitle=f"image {row.image_id} · seed {row.seed} · 1x changes nothing, 0x ablates",
         footer=foot(bench, "scale"),
         baseline=scales.index(1.0) if 1.0 in scales else None,
     )
-    save_image(files.steered(feature, row["image_id"], "steering_grid"), grid)
+    save_image(files.steered(feature, row.image_id, "steering_grid"), grid)
 
 
 def draw_strengths(
     bench: Bench,
     feature: int,
-    row: dict[str, Any],
+    row: ManifestRow,
     own: Steered,
     control: Steered,
-    own_records: list[dict[str, Any]],
-    control_records: list[dict[str, Any]],
+    own_records: list[Effect],
+    control_records: list[Effect],
 ) -> None:
     """The grid over strengths, the baseline in its place among them, the random direction below."""
     files = bench.context.files
@@ -222,13 +221,13 @@ def draw_strengths(
     baseline = own.baseline.numpy()
     rows = []
     for label, made, records in (
-        (row["prompt"], own, own_records),
+        (row.prompt, own, own_records),
         ("a random direction", control, control_records),
     ):
         pictures, words = list(made.pictures.numpy()), notes(records)
         pictures.insert(middle, baseline)
         words.insert(middle, "unchanged")
-        beside = bench.overlay(feature, row["image_id"], baseline) if made is own else None
+        beside = bench.overlay(feature, row.image_id, baseline) if made is own else None
         rows.append(GridRow(pictures, label, words, beside))
     labels = [signed(s) for s in strengths]
     labels.insert(middle, "0")
@@ -236,11 +235,11 @@ def draw_strengths(
         rows,
         labels,
         title=f"Feature {feature}: its direction added",
-        subtitle=f"image {row['image_id']} · seed {row['seed']} · {unit_in_words(*bench.unit(feature))}",
+        subtitle=f"image {row.image_id} · seed {row.seed} · {unit_in_words(*bench.unit(feature))}",
         footer=foot(bench, "add"),
         baseline=middle,
     )
-    save_image(files.steered(feature, row["image_id"], "strength_grid"), grid)
+    save_image(files.steered(feature, row.image_id, "strength_grid"), grid)
 
 
 def foot(bench: Bench, kind: str) -> str:
