@@ -129,10 +129,10 @@ def test_the_pairs_shown_are_each_others_best_and_each_picture_is_of_its_own_pro
     assert len(shown) == 10
     assert (found.back_best[found.best[shown]] == shown).all()
     assert (np.diff(found.similarity[shown]) <= 0).all()
-    records = same_images(early, late)
+    manifest = same_images(early, late)
     for feature in shown:
-        images = distinct(early.stats.top_idx[:, feature], records)
-        assert len({records[image]["prompt"] for image in images}) == len(images) == 4
+        images = distinct(early.stats.top_idx[:, feature], manifest)
+        assert len({manifest.rows[image].prompt for image in images}) == len(images) == 4
 
 
 def test_a_second_comparison_leaves_no_other_files(compared):
