@@ -52,13 +52,14 @@ class RunDir:
         return files
 
     def check_inside(self) -> None:
-        """Raise RunDirError where a folder that a step writes into lies, by its name or a link, elsewhere."""
-        for folder in (self.images, self.overlays, self.steering, self.best_demos, self.steering_grids):
+        """Raise RunDirError where a folder that a setting names lies, by its name or a link, elsewhere."""
+        for folder in (self.images, self.overlays):
             try:
                 inside(self.root, folder.relative_to(self.root).as_posix())
             except ValueError as error:
                 raise RunDirError(
-                    f"the run's folder {folder} is one {error}", "Give it a name inside the output folder."
+                    f"the run's folder {folder} is one {error}",
+                    "Set images_subdir and overlays_subdir to names inside the output folder.",
                 ) from None
 
     @property
