@@ -102,3 +102,16 @@ def test_the_examples_of_the_module_run():
     assert names["heard"][13].shape == (1, 64, 128)
     assert names["steered"].shape == (2, 128, 128, 3)
     assert (names["steered"][0] != names["steered"][1]).any()
+
+
+def test_the_readme_s_notebook_runs():
+    import re
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["pictures"].shape == (1, 128, 128, 3)
+    moved = (names["plain"].int() - names["steered"].int()).abs().float()
+    assert moved.mean() > 1
