@@ -28,12 +28,11 @@ from fluxscope.sae.formats import load
 from fluxscope.sae.jobs import Job, train_jobs
 from fluxscope.sae.metrics import Scores
 from fluxscope.sae.relu import ReLU
-from fluxscope.sae.shards import held_out_batches
 from fluxscope.sae.topk import TopK
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import Config
 from fluxscope.shapes.world import caption, sample_scene, training_captions
-from fluxscope.training.harvest import Stores, Wanted, harvest
+from fluxscope.training.harvest import Stores, Wanted, harvest, held_out_batches
 
 LAYERS = (5, 15)
 BATCH = 32

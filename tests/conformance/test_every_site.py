@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fluxscope.models.sites import SITES
-from fluxscope.run.codes import CodeStore, RawStore
+from fluxscope.run.activations import ActivationStore
+from fluxscope.run.codes import CodeStore
 from fluxscope.run.manifest import load_manifest
 from fluxscope.run.rundir import RunDir
 from fluxscope.sae.formats import load
@@ -94,7 +95,8 @@ def hook_outputs(hooks, module, block, note):
 @pytest.mark.parametrize("kind", SITES, ids=lambda kind: kind.pattern)
 def test_raw_activations_are_what_passes_there(collected, plain, kind):
     for step in STEPS:
-        stored = RawStore(RunDir.of(collected).activations, named(kind, 0), step).images(0, 2)
+        folder = RunDir.of(collected).activations / named(kind, 0) / f"step_{step}"
+        stored = ActivationStore(folder).read(range(2)).float().numpy()
         assert stored.shape == (2, TOKENS[kind.stream], 128)
         passed = plain[kind.pattern, 0][step].numpy()
         np.testing.assert_allclose(stored, passed, rtol=2e-3, atol=2e-3 * np.abs(passed).max())

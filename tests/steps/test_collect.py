@@ -13,13 +13,16 @@ import torch
 from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.errors import CheckpointError, ConfigError, FluxscopeError, MissingInputError, RunDirError
 from fluxscope.files import load_npy, read_json
+from fluxscope.models.capture import Capture
 from fluxscope.models.model import open_model
+from fluxscope.progress import Reporter
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.manifest import load_manifest
 from fluxscope.run.rundir import RunDir
 from fluxscope.sae import TopKSparseAutoencoder
 from fluxscope.sae.formats import load, save
 from fluxscope.settings.config import make_config
+from fluxscope.steps.pipeline import parse_steps, run_pipeline
 from tests.conftest import SMALL, run_steps
 
 SHORT = {"max_prompts": 6, "num_inference_steps": 4, "target_step_number": 3, "batch_size": 3}
@@ -259,3 +262,38 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, uninterrupted):
     assert b"Traceback" not in complaint
     run_steps(make_config(out_dir=str(folder), **SHORT), "1")
     assert contents(folder) == uninterrupted
+
+
+class Broken(Capture):
+    """A model whose activations hold NaN in the first tokens of every picture."""
+
+    tokens = 0
+
+    def act(self, site, step, x):
+        x = x.clone()
+        x[:, : self.tokens] = torch.nan
+        super().act(site, step, x)
+
+
+def test_nan_above_one_percent_stops_and_below_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fluxscope.steps.collect.Capture", Broken)
+    settings = {**SHORT, "max_prompts": 2, "batch_size": 4, "sites": ("double.3",)}
+    config = make_config(out_dir=str(tmp_path / "run"), **settings)
+    Broken.tokens = 64
+    with pytest.raises(FluxscopeError, match=r"256 of 256 tokens at double\.\d+\S* hold NaN or infinity"):
+        run_steps(config, "1")
+    assert not list((tmp_path / "run").rglob("*.png"))
+    assert not (tmp_path / "run" / "manifest.jsonl").exists()
+    Broken.tokens = 1  # of 64: more than 1%
+    with pytest.raises(FluxscopeError, match=r"4 of 256 tokens"):
+        run_steps(config, "1")
+    monkeypatch.setattr("fluxscope.run.taps.MAX_BAD_SHARE", 0.02)
+    run_pipeline(config, Reporter(), parse_steps("1"))
+    told = capsys.readouterr().out
+    assert "4 of 256 tokens at double.15.ff hold NaN or infinity" in told
+    assert "4 of 256 tokens at double.3 hold NaN or infinity" in told
+    files = RunDir.of(config)
+    codes = CodeStore(files.codes, "double.15.ff", 2).images(0, 4)
+    assert codes.counts().view(4, 64)[:, 0].tolist() == [0] * 4
+    assert (codes.counts().view(4, 64)[:, 1:] > 0).all()
+    assert np.isfinite(load_npy(files.s_matrix)).all()

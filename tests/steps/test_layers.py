@@ -5,13 +5,15 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from diffusers import FluxTransformer2DModel
 
 from fluxscope.commands import profile
 from fluxscope.errors import ConfigError, MissingInputError
 from fluxscope.files import load_npy, read_json
 from fluxscope.progress import Reporter
-from fluxscope.run.codes import CodeStore, RawStore
+from fluxscope.run.activations import ActivationStore
+from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context
 from fluxscope.run.manifest import load_manifest
 from fluxscope.run.rundir import RunDir
@@ -134,11 +136,11 @@ def test_further_sites_are_heard_in_the_same_pass_with_and_without_an_sae(tmp_pa
     files = RunDir.of(config)
     np.testing.assert_array_equal(load_npy(files.s_matrix), load_npy(RunDir.of(plain).s_matrix))
     for step in (0, 2):
-        text = RawStore(files.activations, "double.15.ff_context", step)
-        single = RawStore(files.activations, "single.1", step)
-        assert text.images(0, 6).shape == (6, 20, 128)
-        assert single.images(0, 6).shape == (6, 64, 128)
-        assert np.isfinite(single.images(0, 6)).all()
+        text = ActivationStore(files.activations / "double.15.ff_context" / f"step_{step}")
+        single = ActivationStore(files.activations / "single.1" / f"step_{step}")
+        assert text.read(range(6)).shape == (6, 20, 128)
+        assert single.read(range(6)).shape == (6, 64, 128)
+        assert torch.isfinite(single.read(range(6))).all()
         assert CodeStore(files.codes, "double.7", step).n_images == 6
 
 
@@ -149,8 +151,8 @@ def test_a_site_added_later_is_collected_for_the_same_pictures(tmp_path):
     for name in ("later", "at_once"):
         config = make_config(out_dir=str(tmp_path / name), sites="double.3", **base)
         run_steps(config, "1")
-        stores.append(RawStore(RunDir.of(config).activations, "double.3", 1).images(0, 6))
-    np.testing.assert_array_equal(*stores)
+        stores.append(ActivationStore(RunDir.of(config).activations / "double.3" / "step_1").read(range(6)))
+    assert torch.equal(*stores)
 
 
 def test_a_site_that_the_model_lacks_is_an_error_before_anything_is_generated(tmp_path):

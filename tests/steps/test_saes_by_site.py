@@ -77,12 +77,12 @@ def test_blocks_5_and_15_are_where_and_what_they_are_without_the_third(made, pla
 
 
 def test_the_third_site_lies_in_its_own_folder_and_s_is_the_maximum_of_its_codes(made, plain, sae):
-    from fluxscope.run.codes import RawStore
+    from fluxscope.run.activations import ActivationStore
     from fluxscope.sae.formats import load
 
     files = RunDir.of(made, OWN)
     assert files.home == files.root / OWN
-    x = torch.from_numpy(np.asarray(RawStore(RunDir.of(plain).activations, OWN, 2).images(0, 16))).float()
+    x = ActivationStore(RunDir.of(plain).activations / OWN / "step_2").read(range(16)).float()
     dense = load(sae)[0].encode(x).amax(1)
     s = torch.from_numpy(load_npy(files.s_matrix))
     assert s.shape == (16, 64)

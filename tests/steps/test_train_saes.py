@@ -14,18 +14,20 @@ from fluxscope.commands.training import SweepOptions, TrainOptions, numbers, sha
 from fluxscope.errors import ConfigError, FluxscopeError
 from fluxscope.files import load_npy, read_json, read_jsonl, save_npy
 from fluxscope.progress import Reporter
+from fluxscope.run.activations import ActivationStore
 from fluxscope.sae.formats import load
 from fluxscope.sae.relu import ReLU
-from fluxscope.sae.shards import ActivationStore
 from fluxscope.sae.table import named
 from fluxscope.sae.topk import TopK
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import make_config
+from fluxscope.training import harvest as harvesting
 from fluxscope.training.sweep import sweep
 from fluxscope.training.train import Training, train
 from fluxscope.training.wandb_log import check_wandb
 from tests.test_contract import check_json, table
 
+NAN = {("double.15.ff", 1): torch.full((8, 64, 128), torch.nan)}
 QUICK = {"num_inference_steps": 3, "target_step_number": 2, "batch_size": 8}
 FLAGS = [
     "--num-inference-steps=3",
@@ -141,7 +143,8 @@ def test_a_sweep_of_penalties_has_a_control_of_the_same_l0(
     base = TrainConfig(named(architecture).load()(), hidden_dim=256, steps=200)
     shared = {"activations": trained / "activations", "base": base, "spliced_pictures": 0}
     wanted = training(tmp_path, **shared, sparsities=values)
-    weak, strong = sweep(make_config(**QUICK), model, wanted, Reporter(quiet=True))
+    captions = shapes_captions(make_config(**QUICK), 40)
+    weak, strong = sweep(make_config(**QUICK), model, wanted, Reporter(quiet=True), captions)
     assert (weak["setting"], weak["value"], weak["spliced"]) == (setting, values[0], None)
     assert strong["l0"] < 0.8 * weak["l0"]
     folder = tmp_path / f"sae_training_layer15_t2_{architecture}{values[1]:g}_x2_1"
@@ -156,7 +159,8 @@ def test_bad_activations_are_left_out_and_reported(trained, tmp_path, capsys, mo
     bits = load_npy(shard).copy()
     bits[0, 0, 0] = bits[39, 5, 7] = 0x7FC0  # NaN in bfloat16: one in training, one held out
     save_npy(shard, bits)
-    train(make_config(**QUICK), model, training(tmp_path, sparsities=(4,), spliced_pictures=0), Reporter())
+    captions = shapes_captions(make_config(**QUICK), 40)
+    train(make_config(**QUICK), model, training(tmp_path, sparsities=(4,), spliced_pictures=0), Reporter(), captions)
     told = capsys.readouterr().out
     found = re.search(r"(\d+) of (\d+) activations", told)
     assert found and (found[1], found[2]) == ("1", str(36 * 64))
@@ -169,7 +173,33 @@ def test_bad_activations_are_left_out_and_reported(trained, tmp_path, capsys, mo
             model,
             training(tmp_path, stamp="2", spliced_pictures=0),
             Reporter(quiet=True),
+            captions,
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "pictures", "named"),
+    [
+        ({}, 41, "n_images, prompts_sha256, seeds_sha256"),
+        ({"guidance_scale": 2.0}, 40, "guidance_scale"),
+        ({"base_seed": 7}, 40, "seeds_sha256"),
+        ({"num_inference_steps": 4}, 40, "num_inference_steps"),
+        ({"prompts": ["a red circle"]}, 40, "prompts_sha256"),
+    ],
+)
+def test_activations_of_other_pictures_are_refused(trained, tmp_path, model, changes, pictures, named):
+    prompts = changes.pop("prompts", None)
+    config = make_config(**{**QUICK, **changes})
+    wanted = training(tmp_path, activations=trained / "activations", pictures=pictures)
+    with pytest.raises(FluxscopeError, match=rf"\({named} differ\)"):
+        train(config, model, wanted, Reporter(quiet=True), prompts or shapes_captions(config, pictures))
+
+
+def test_a_model_that_gives_nan_is_refused_while_its_activations_are_taken(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(harvesting, "listen", lambda *_: iter([(0, NAN)]))
+    with pytest.raises(FluxscopeError, match="512 of 512 activations hold NaN"):
+        train(make_config(**QUICK), model, training(tmp_path), Reporter(quiet=True), ["a red circle"])
+    assert not list(tmp_path.rglob("shard_*"))
 
 
 def test_wandb_without_the_package_is_one_clear_error_before_any_work(tmp_path, monkeypatch, model):

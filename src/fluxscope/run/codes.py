@@ -22,8 +22,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-import zarr.codecs
-from jaxtyping import Float16
 
 from fluxscope.errors import MissingInputError, RunDirError
 from fluxscope.files import explain_os_error
@@ -288,71 +286,3 @@ def _make_store(path: Path, site: str, step_index: int, n_tokens: int, n_feature
         beside.rename(path)
     except OSError as error:
         raise explain_os_error(error, path) from error
-
-
-class RawStore:
-    """The raw activations of one site at one step: float16 (n_images, n_tokens, d), compressed.
-
-    Half precision holds what FLUX passes (maxima near 1,500) with three digits.
-    """
-
-    def __init__(self, root: Path | str, site: str, step_index: int, writable: bool = False) -> None:
-        self.path = Path(root) / site / f"step_{step_index}"
-        if not (self.path / "zarr.json").is_file():
-            raise MissingInputError(
-                f"no activations of {site} at step {step_index} in {root}",
-                f"Run step 1 (collect) with --sites {site}.",
-            )
-        array = zarr.open_array(self.path, mode="r+" if writable else "r")
-        self._array = array
-
-    @classmethod
-    def create(cls, root: Path | str, site: str, step_index: int, n_tokens: int, width: int) -> RawStore:
-        """Make an empty store, or open the one that is there."""
-        path = Path(root) / site / f"step_{step_index}"
-        if not (path / "zarr.json").is_file():
-            images = max(1, ENTRIES_PER_CHUNK // (n_tokens * width))
-            squeeze = zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
-            try:
-                zarr.create_array(
-                    path,
-                    shape=(0, n_tokens, width),
-                    dtype="float16",
-                    chunks=(images, n_tokens, width),
-                    compressors=squeeze,
-                )
-            except OSError as error:
-                raise explain_os_error(error, path) from error
-        store = cls(root, site, step_index, writable=True)
-        if store._array.shape[1:] != (n_tokens, width):
-            raise RunDirError(
-                f"{path} holds activations of shape {store._array.shape[1:]}, not {(n_tokens, width)}",
-                "Choose a new out_dir, or give --force to collect anew.",
-            )
-        return store
-
-    @property
-    def n_images(self) -> int:
-        return int(self._array.shape[0])
-
-    def append(self, activations: Float16[np.ndarray, "b t d"]) -> None:
-        """Add the activations of whole images."""
-        try:
-            self._array.append(activations)
-        except OSError as error:
-            raise explain_os_error(error, self.path) from error
-
-    def truncate(self, n_images: int) -> None:
-        """Keep the first `n_images` at most, and remove what a killed writer left."""
-        self._array.resize((min(n_images, self.n_images), *self._array.shape[1:]))
-        _remove_leftovers(self.path)
-
-    def images(self, first: int, last: int) -> Float16[np.ndarray, "n t d"]:
-        """The activations of images first, ..., last - 1."""
-        return np.asarray(self._array[first:last])
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Chunks that a killed writer had not renamed yet."""
-    for leftover in path.rglob("*.partial"):
-        leftover.unlink()

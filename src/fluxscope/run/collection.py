@@ -25,9 +25,12 @@ import torch
 from fluxscope import __version__
 from fluxscope.errors import ConfigError, FluxscopeError, RunDirError
 from fluxscope.files import atomic_write, numbered_jsonl, read_jsonl
+from fluxscope.models.placement import pick_device, pick_dtype
 from fluxscope.models.sites import parse_site
 from fluxscope.models.spec import ModelSpec
+from fluxscope.run.activations import identity_of
 from fluxscope.run.codes import CodeStore
+from fluxscope.run.context import picture_spec
 from fluxscope.run.jobs import Job
 from fluxscope.run.manifest import ListedPicture
 from fluxscope.run.records import RunLog
@@ -120,11 +123,12 @@ def open_collection(
     if force:
         clear(config)
     check_folder(config, jobs, hashes)
+    pictures = picture_identity(config, jobs)
     targets = []
     for site, (sae, info) in saes.items():
         files = RunDir.of(config, site)
         committed = repair_manifest(files, config.batch_size or 1)
-        tap = open_tap(config, spec, parse_site(site), sae, committed)
+        tap = open_tap(config, spec, parse_site(site), sae, committed, pictures)
         if tap.done < committed:
             raise RunDirError(
                 f"{files.manifest} lists {committed} images, but the codes of {tap.done} are stored",
@@ -134,7 +138,7 @@ def open_collection(
         write_run_log(config, target, jobs, completed=tap.done, seconds=0.0)
         targets.append(target)
     done = targets[0].tap.done
-    further = [open_tap(config, spec, place, sae, done) for place, sae in others]
+    further = [open_tap(config, spec, place, sae, done, pictures) for place, sae in others]
     return Collection(targets, further)
 
 
@@ -195,6 +199,19 @@ def identity(config: Config, jobs: list[Job], sae_hash: str) -> dict[str, Any]:
     }
 
 
+def picture_identity(config: Config, jobs: list[Job]) -> dict[str, Any]:
+    """What decides the activations of a site and step, for the stores that keep them raw."""
+    assert config.max_sequence_length is not None
+    return identity_of(
+        config.model_id,
+        pick_dtype(config.dtype, pick_device(config.device)),
+        picture_spec(config),
+        config.max_sequence_length,
+        [job.prompt for job in jobs],
+        [job.seed for job in jobs],
+    )
+
+
 def repair_manifest(files: RunDir, batch_size: int) -> int:
     """Cut a manifest back to whole commits and return how many pictures it lists.
 
@@ -220,7 +237,8 @@ def clear(config: Config) -> None:
     for home in homes:
         for name in (root.manifest.name, root.s_matrix.name):
             (home / name).unlink(missing_ok=True)
-    for kept in (root.codes, root.activations):
+    # The last is what an earlier version wrote.
+    for kept in (root.codes, root.activations, root.root / "activations.zarr"):
         shutil.rmtree(kept, ignore_errors=True)
     for picture in pictures:
         picture.unlink(missing_ok=True)

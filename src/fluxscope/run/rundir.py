@@ -114,7 +114,7 @@ class RunDir:
 
     @property
     def activations(self) -> Path:
-        return self.root / "activations.zarr"
+        return self.root / "activations"
 
     @property
     def clip_embeddings(self) -> Path:

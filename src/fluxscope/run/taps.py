@@ -1,23 +1,28 @@
 """Taps: the sites that step 1 listens at in its one pass, and what each of them keeps.
 
-A tap with an SAE keeps sparse codes, one without keeps raw activations in half precision. What a killed run
-wrote past its last commit is cut off when a tap is opened.
+A tap with an SAE keeps sparse codes, one without keeps raw activations in bfloat16. What a killed run wrote
+past its last commit is cut off when a tap is opened.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
-from fluxscope.errors import CheckpointError, ConfigError
+from fluxscope.errors import CheckpointError, ConfigError, FluxscopeError
 from fluxscope.models.sites import Site, parse_site
 from fluxscope.models.spec import ModelSpec
-from fluxscope.run.codes import CodeStore, RawStore
+from fluxscope.run.activations import ActivationStore
+from fluxscope.run.codes import CodeStore
 from fluxscope.run.rundir import RunDir
 from fluxscope.sae.base import LinearSae, encode_sparse
 from fluxscope.sae.codes import SparseCodes
+from fluxscope.sae.data import MAX_BAD_SHARE
 from fluxscope.sae.formats import load
 from fluxscope.settings.config import Config
 
@@ -32,18 +37,42 @@ class Tap:
     Attributes:
         stores: by step (counted from 0), the target step first.
         done: how many pictures are committed.
+        seen, bad: tokens heard so far, and those of them that hold NaN or infinity.
     """
 
     site: Site
     sae: LinearSae | None
-    stores: dict[int, CodeStore] | dict[int, RawStore]
+    stores: dict[int, CodeStore] | dict[int, ActivationStore]
     done: int
+    seen: int = 0
+    bad: int = 0
 
     def keep(self, x: Tensor, chunk: int) -> Kept:
-        """What is to be stored of one batch's activations (b, t, d)."""
-        if self.sae is None:
-            return x.half().cpu()
-        return encode_sparse(self.sae, x.to(self.sae.pre_bias.device), chunk).to("cpu")
+        """What is to be stored of one batch (b, t, d); tokens with NaN or infinity get no codes.
+
+        Raises:
+            FluxscopeError: more than 1% of the tokens so far hold NaN or infinity.
+        """
+        bad = ~torch.isfinite(x).all(-1).flatten()  # (b t)
+        codes = None
+        if self.sae is not None:
+            finite = torch.where(bad.view(*x.shape[:2], 1), 0, x)
+            codes = encode_sparse(self.sae, finite.to(self.sae.pre_bias.device), chunk).to("cpu")
+            bad = bad.cpu()
+            bad[codes.token()[~torch.isfinite(codes.value)]] = True
+        self._count(bad)
+        if codes is None:
+            return x.to(torch.bfloat16).cpu()
+        return _without(codes, bad) if bad.any() else codes
+
+    def _count(self, bad: Bool[Tensor, " t"]) -> None:
+        self.seen, self.bad = self.seen + len(bad), self.bad + int(bad.sum())
+        if self.bad > MAX_BAD_SHARE * self.seen:
+            raise FluxscopeError(
+                f"{self.bad} of {self.seen} tokens at {self.site.name} hold NaN or infinity",
+                "The model's weights or its precision are at fault: see that its files are whole, or give "
+                "--dtype float32.",
+            )
 
     def append(self, kept: dict[int, Kept], pictures: int, first: int) -> None:
         """Store a batch of so many pictures, the first being number `first`, but for those stored already."""
@@ -55,25 +84,54 @@ class Tap:
                 store.append(rows.rows(slice(skipped * store.n_tokens, rows.n_tokens)))
             else:
                 assert isinstance(rows, Tensor)
-                store.append(rows[skipped:].numpy())
+                store.append(rows[skipped:])
         self.done = first + pictures
 
 
-def open_tap(config: Config, spec: ModelSpec, site: Site, sae: LinearSae | None, committed: int) -> Tap:
+def _without(codes: SparseCodes, bad: Bool[Tensor, " t"]) -> SparseCodes:
+    """The codes but for those of bad tokens."""
+    token = codes.token()
+    kept = ~bad[token]
+    counts = torch.bincount(token[kept], minlength=codes.n_tokens)
+    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return SparseCodes(indptr, codes.feature[kept], codes.value[kept], codes.n_features)
+
+
+def open_tap(
+    config: Config,
+    spec: ModelSpec,
+    site: Site,
+    sae: LinearSae | None,
+    committed: int,
+    identity: Mapping[str, Any],
+) -> Tap:
     """Open the stores of a site, cut back to the committed pictures, or to fewer where one holds fewer.
 
+    Args:
+        identity: what the pictures are, for stores of raw activations (`activations.identity_of`).
+
     Raises:
-        RunDirError: the stores are of other sizes.
+        RunDirError: the stores are of other sizes or other pictures, or damaged.
     """
     files, steps = RunDir.of(config), config.captured_step_indices
     tokens = config.n_image_tokens if site.kind.stream == "image" else config.max_sequence_length
     assert tokens is not None
-    stores: dict[int, CodeStore] | dict[int, RawStore]
+    stores: dict[int, CodeStore] | dict[int, ActivationStore]
     if sae is None:
-        stores = {s: RawStore.create(files.activations, site.name, s, tokens, spec.width) for s in steps}
+        stores = {
+            step: ActivationStore.create(
+                files.activations / site.name / f"step_{step}",
+                spec.width,
+                tokens,
+                extra={"site": site.name, "step": step, **identity},
+            )
+            for step in steps
+        }
     else:
         stores = {s: CodeStore.create(files.codes, site.name, s, tokens, sae.hidden_dim) for s in steps}
     done = min(committed, *(store.n_images for store in stores.values()))
+    if done < committed:  # whole batches, as an uninterrupted run makes them
+        done -= done % (config.batch_size or 1)
     for store in stores.values():
         store.truncate(done)
     return Tap(site, sae, stores, done)

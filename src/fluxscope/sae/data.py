@@ -176,6 +176,11 @@ def finite_rows(rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
     return good
 
 
+def bad_rows(x: Float[Tensor, "b t d"]) -> int:
+    """How many tokens hold NaN or infinity."""
+    return int((~torch.isfinite(x).all(-1)).sum())
+
+
 def refuse_many_bad(bad: int, seen: int) -> None:
     """Raises FluxscopeError when more than 1% of the activations seen are bad."""
     if bad > MAX_BAD_SHARE * seen:

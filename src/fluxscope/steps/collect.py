@@ -68,6 +68,11 @@ def generate(context: Context, jobs: list[Job], collection: Collection) -> float
             pictures, heard = make(context, collection.taps, batch, [prompts[job.prompt] for job in batch])
             commit(context, batch, collection, pictures, heard, time.monotonic() - started)
             advance(len(batch))
+    for tap in collection.taps:
+        if tap.bad:
+            report.say(
+                f"     warning: {tap.bad} of {tap.seen} tokens at {tap.site.name} hold NaN or infinity"
+            )
     return time.monotonic() - began
 
 

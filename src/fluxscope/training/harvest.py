@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from fluxscope.models.capture import listen
 from fluxscope.models.model import Model
 from fluxscope.models.sites import Site
 from fluxscope.models.spec import PATCH, PictureSpec
 from fluxscope.progress import Reporter
-from fluxscope.sae.shards import ActivationStore, planned_bytes, require_space
+from fluxscope.run.activations import ActivationStore, identity_of, planned_bytes, require_space
+from fluxscope.sae.data import bad_rows, finite_rows, first_held_out, refuse_many_bad
 
 Stores = dict[tuple[str, int], ActivationStore]
 """By site name and step, counted from 0."""
@@ -60,11 +64,12 @@ def harvest(
 
     Raises:
         ConfigError: the model lacks a site.
-        FluxscopeError: the disk cannot hold it, or the folder holds a harvest of other settings.
+        FluxscopeError: the disk cannot hold it, the folder holds a harvest of other settings, or more than
+            1% of the tokens hold NaN or infinity.
     """
     width = model.spec.width
-    stores = open_stores(wanted, folder, width, batch_size, stored_as)
-    done = min(store.n_images for store in stores.values())
+    stores = open_stores(wanted, folder, width, model.dtype, stored_as)
+    done = cut_back(list(stores.values()), len(wanted.seeds), batch_size)
     missing = len(wanted.seeds) - done
     if not missing:
         return stores
@@ -76,32 +81,59 @@ def harvest(
         report.say(f"warning: {warning}")
     texts, seeds = wanted.prompts[done:], wanted.seeds[done:]
     heard = listen(model, prompts, texts, seeds, wanted.spec, wanted.sites, wanted.steps, batch_size)
+    bad = seen = 0
     with report.progress("training pictures", len(wanted.seeds), "images", done) as advance:
         for first, activations in heard:
+            for x in activations.values():
+                bad, seen = bad + bad_rows(x), seen + x.shape[0] * x.shape[1]
+            refuse_many_bad(bad, seen)
             for place, store in stores.items():
-                x = activations[place]
-                store.append(x[max(store.n_images - done - first, 0) :])
+                store.append(activations[place])
             advance(len(texts[first : first + batch_size]))
-    for store in stores.values():
-        store.finish()
+    if bad:
+        report.say(f"warning: {bad} of {seen} activations hold NaN or infinity")
     return stores
 
 
-def open_stores(wanted: Wanted, folder: Path, width: int, batch_size: int, stored_as: str) -> Stores:
-    """One store for each site and step. A shard holds whole batches, so that batches go on unbroken."""
+def cut_back(stores: Sequence[ActivationStore], wanted: int, batch_size: int) -> int:
+    """Cut all stores back to the last batch that all of them hold whole; returns the pictures left.
+
+    So the pictures that follow come from the same batches as in an uninterrupted run.
+    """
+    done = min(store.n_images for store in stores)
+    done = done if done == wanted else done // batch_size * batch_size
+    for store in stores:
+        store.truncate(done)
+    return done
+
+
+def held_out_batches(store: ActivationStore, batch_size: int) -> list[Tensor]:
+    """The tokens that are kept from training, those with NaN or infinity left out.
+
+    Raises:
+        FluxscopeError: there are none, or more than 1% are bad.
+    """
+    tokens = store.read(range(first_held_out(store.n_images), store.n_images)).float().flatten(0, 1)
+    return list(tokens[finite_rows(tokens)].split(batch_size))
+
+
+def open_stores(wanted: Wanted, folder: Path, width: int, model_dtype: torch.dtype, stored_as: str) -> Stores:
+    """One store for each site and step, which says what it is of: others are refused."""
+    identity = identity_of(
+        wanted.model_id,
+        model_dtype,
+        wanted.spec,
+        wanted.max_sequence_length,
+        wanted.prompts,
+        wanted.seeds,
+    )
     return {
         (site.name, step): ActivationStore.create(
             folder / site.name / f"step_{step}",
             width,
             wanted.tokens(site),
             stored_as,
-            images_per_shard=batch_size * max(1, 64 // batch_size),
-            extra={
-                "site": site.name,
-                "step": step,
-                "model_id": wanted.model_id,
-                "n_images": len(wanted.seeds),
-            },
+            extra={"site": site.name, "step": step, **identity},
         )
         for site in wanted.sites
         for step in wanted.steps

@@ -22,6 +22,7 @@ from fluxscope.models.placement import pick_device
 from fluxscope.models.sites import Site, parse_site
 from fluxscope.models.splice import SplicedScores, random_twin, spliced_scores
 from fluxscope.progress import Reporter
+from fluxscope.run.activations import ActivationStore
 from fluxscope.run.context import picture_spec
 from fluxscope.run.lock import lock_folders
 from fluxscope.run.manifest import read_prompts
@@ -30,11 +31,10 @@ from fluxscope.sae.data import ByImage, first_held_out
 from fluxscope.sae.formats import load
 from fluxscope.sae.jobs import Job, folder_name, train_jobs
 from fluxscope.sae.metrics import Scores, evaluate
-from fluxscope.sae.shards import ActivationStore, held_out_batches
 from fluxscope.sae.table import sparsity_of
 from fluxscope.sae.train import Log, TrainConfig
 from fluxscope.settings.config import Config
-from fluxscope.training.harvest import Wanted, harvest
+from fluxscope.training.harvest import Wanted, harvest, held_out_batches
 from fluxscope.training.wandb_log import check_wandb, wandb_run
 
 SEEDS_FROM = 1_000_000
