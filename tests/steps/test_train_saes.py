@@ -160,7 +160,13 @@ def test_bad_activations_are_left_out_and_reported(trained, tmp_path, capsys, mo
     bits[0, 0, 0] = bits[39, 5, 7] = 0x7FC0  # NaN in bfloat16: one in training, one held out
     save_npy(shard, bits)
     captions = shapes_captions(make_config(**QUICK), 40)
-    train(make_config(**QUICK), model, training(tmp_path, sparsities=(4,), spliced_pictures=0), Reporter(), captions)
+    train(
+        make_config(**QUICK),
+        model,
+        training(tmp_path, sparsities=(4,), spliced_pictures=0),
+        Reporter(),
+        captions,
+    )
     told = capsys.readouterr().out
     found = re.search(r"(\d+) of (\d+) activations", told)
     assert found and (found[1], found[2]) == ("1", str(36 * 64))
