@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fluxscope.progress import Reporter
 from fluxscope.settings.config import make_config
-from fluxscope.steps.pipeline import parse_steps, run_pipeline
+from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline
 
 RUNS = {
     "both layers": {"active_layer": 15, "compare_layers": True},
@@ -29,7 +29,7 @@ def seconds_of(settings: dict, prompts: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         config = make_config(out_dir=str(Path(folder) / "run"), max_prompts=prompts, **settings)
         began = time.perf_counter()
-        run_pipeline(config, Reporter(quiet=True), parse_steps("1"))
+        run_pipeline(config, Reporter(quiet=True), parse_pipeline_steps("1"))
         return time.perf_counter() - began
 
 

@@ -34,7 +34,7 @@ from fluxscope.run.rundir import RunDir
 from fluxscope.run.steering import load_steerer, strength_units
 from fluxscope.settings.config import Config, make_config
 from fluxscope.shapes import oracle, world
-from fluxscope.steps.pipeline import parse_steps, run_pipeline
+from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline
 
 CAPTIONS = 160
 """Captions of the run that features are selected and understood on."""
@@ -143,7 +143,7 @@ def prepare(out: Path, per_attribute: int) -> Material:
         per_attribute: wishes for each of colour, shape and background.
     """
     config, path = config_of(out), out / "material.json"
-    run_pipeline(config, Reporter(), parse_steps("1-4"))
+    run_pipeline(config, Reporter(), parse_pipeline_steps("1-4"))
     files = RunDir.of(config)
     run = str(read_json(files.run_log).get("identity"))
     if path.is_file():

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from fluxscope.files import append_jsonl, read_jsonl, save_image
-from fluxscope.models.edits import Change, Row, Scope, parse_steps
+from fluxscope.models.edits import Change, Row, Scope, parse_denoise_steps
 from fluxscope.models.sites import parse_site
 from fluxscope.models.steering import Steerer
 from fluxscope.progress import Reporter
@@ -217,7 +217,7 @@ class Study:
         yield from zip(told, made.pictures.numpy(), strict=True)
 
     def scopes(self, way: Way, window: str, wish: Wish, picture: Picture) -> list[Scope]:
-        steps = parse_steps(WINDOWS[window], self.steerer.spec.steps)
+        steps = parse_denoise_steps(WINDOWS[window], self.steerer.spec.steps)
         sites = [parse_site(site.format(layer=config_of(self.out).active_layer)) for site in way.sites]
         tokens = None if way.everywhere else picture.tokens_of(wish.attribute)
         return [Scope(s, steps, region=tokens if s.kind.stream == "image" else None) for s in sites]

@@ -17,13 +17,13 @@ from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.models.model import Model, open_model
 from fluxscope.progress import Reporter
 from fluxscope.settings.config import Config, make_config
-from fluxscope.steps.pipeline import parse_steps, run_pipeline
+from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline
 
 SMALL = {"max_prompts": 12, "batch_size": 8}
 
 
 def run_steps(config: Config, steps: str, **options: bool) -> None:
-    run_pipeline(config, Reporter(quiet=True), parse_steps(steps), **options)
+    run_pipeline(config, Reporter(quiet=True), parse_pipeline_steps(steps), **options)
 
 
 @pytest.fixture(scope="session")

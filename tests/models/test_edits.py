@@ -12,7 +12,7 @@ from fluxscope.models.edits import (
     Edit,
     Scope,
     box_to_tokens,
-    parse_steps,
+    parse_denoise_steps,
     schedule,
 )
 from fluxscope.models.model import Model
@@ -226,13 +226,13 @@ def test_a_feature_out_of_range_is_an_error(model, sae, feature):
     ("text", "steps"), [("0-5", range(6)), ("3", range(3, 4)), ("2 - 4", range(2, 5)), ("all", range(20))]
 )
 def test_step_ranges_include_both_ends(text, steps):
-    assert parse_steps(text, 20) == steps
+    assert parse_denoise_steps(text, 20) == steps
 
 
 @pytest.mark.parametrize("text", ["", "5-2", "0-20", "-1", "a-b", "1-2-3"])
 def test_step_ranges_outside_the_run_are_errors(text):
     with pytest.raises(ConfigError):
-        parse_steps(text, 20)
+        parse_denoise_steps(text, 20)
 
 
 @pytest.mark.parametrize("box", [(0, 0, 0, 10), (10, 0, 5, 10), (0, 0, 200, 10), (-5, 0, 10, 10)])

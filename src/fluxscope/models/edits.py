@@ -103,7 +103,7 @@ def schedule(name: str, steps: range) -> tuple[float, ...]:
     return (1.0,) * n
 
 
-def parse_steps(text: str, n_steps: int) -> range:
+def parse_denoise_steps(text: str, n_steps: int) -> range:
     """The steps of a range such as "0-5" or "3", counted from 0, both ends included; "all" for every step.
 
     Raises:

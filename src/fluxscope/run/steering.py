@@ -13,7 +13,7 @@ from fluxscope.draw.heatmap import outline_heatmap, overlay_heatmap, token_map_t
 from fluxscope.errors import ConfigError, MissingInputError
 from fluxscope.measures.clip import load_clip, open_picture
 from fluxscope.measures.distance import Distance, clip_distance, find_alex_distance
-from fluxscope.models.edits import Change, Scope, check_feature, parse_steps, schedule
+from fluxscope.models.edits import Change, Scope, check_feature, parse_denoise_steps, schedule
 from fluxscope.models.model import Model
 from fluxscope.models.placement import pick_device
 from fluxscope.models.sites import parse_site
@@ -58,7 +58,7 @@ def scope_of(config: Config, site: str, kind: str = "add", region: torch.Tensor 
     """
     elsewhere = config.steer_site.replace("{layer}", str(block_of(site))) if config.steer_site else site
     assert config.steer_steps is not None
-    steps = parse_steps(config.steer_steps, config.num_inference_steps)
+    steps = parse_denoise_steps(config.steer_steps, config.num_inference_steps)
     return Scope(
         parse_site(elsewhere if kind == "add" else site),
         steps,

@@ -18,7 +18,7 @@ DEFAULT_STEPS = "1-6,8"
 """What a run without --steps or --all does."""
 
 
-def parse_steps(text: str) -> tuple[Step, ...]:
+def parse_pipeline_steps(text: str) -> tuple[Step, ...]:
     """The steps of a list such as "1,2,3" or "1-4,8", in order.
 
     Raises:
