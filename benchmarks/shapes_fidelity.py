@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure how faithful flux-shapes is to its captions.")
     parser.add_argument("--n", type=int, default=500, help="captions in each row")
     parser.add_argument("--guidance", type=float, default=3.5)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--denoise-steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {', '.join(ROWS)}")
     parser.add_argument("--model", type=Path, default=FLUX_SHAPES)
@@ -103,17 +103,18 @@ def main() -> None:
     chosen = parser.parse_args()
     if unknown := set(chosen.rows.split(",")) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    steps = chosen.denoise_steps
     started = time.perf_counter()
     pipeline = FluxPipeline.from_pretrained(chosen.model, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    print(f"loaded in {time.perf_counter() - started:.1f} s; {chosen.n} captions a row, {chosen.steps} steps")
+    print(f"loaded in {time.perf_counter() - started:.1f} s; {chosen.n} captions a row, {steps} steps")
     print(f"{'captions':16}" + "  ".join(f"{c:>20}" for c in COLUMNS) + "    IoU     time")
     for row in chosen.rows.split(","):
         wanted = scenes(row, chosen.n)
         guidance = 1.0 if row == "plain" else chosen.guidance
         started = time.perf_counter()
         texts = [world.caption(scene) for scene in wanted]
-        images = list(pictures(pipeline, texts, guidance, chosen.steps, chosen.batch))
+        images = list(pictures(pipeline, texts, guidance, steps, chosen.batch))
         seconds = time.perf_counter() - started
         judged = [oracle.judge(scene, image) for scene, image in zip(wanted, images, strict=True)]
         iou = float(np.mean([j.iou for j in judged]))

@@ -124,14 +124,14 @@ def main() -> None:
         "--work", type=Path, default=Path("training/saes"), help="folder of what can be resumed"
     )
     parser.add_argument("--pictures", type=int, default=4000)
-    parser.add_argument("--steps", type=int, default=6000, help="training steps of 2,048 tokens")
+    parser.add_argument("--training-steps", type=int, default=6000, help="training steps of 2,048 tokens")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the SAEs go")
     arguments = parser.parse_args()
     stores = gather(arguments.work, arguments.pictures)
     results = {}
     for layer in LAYERS:
         bundled = [b for b in BUNDLED if b.layer == layer]
-        made = make(layer, bundled, arguments.steps, stores, arguments.work)
+        made = make(layer, bundled, arguments.training_steps, stores, arguments.work)
         recovered = spliced(layer, [load(checkpoint)[0] for checkpoint, _ in made])
         for one, (checkpoint, scores), left in zip(bundled, made, recovered, strict=True):
             target = arguments.out / one.folder / "sae_best.pt"

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fluxscope.commands.main import NO_FLAG, build_app
+from fluxscope.commands.flags import NO_FLAG
+from fluxscope.commands.main import build_app
 from fluxscope.files import read_torch_checkpoint
 from fluxscope.run.rundir import RunDir
 from fluxscope.settings.config import make_config, settings_table
-from fluxscope.steps.pipeline import parse_steps
+from fluxscope.steps.pipeline import parse_pipeline_steps
 from fluxscope.steps.table import STEPS
 from tests.conftest import SMALL
 
@@ -102,7 +103,7 @@ def test_keep_going_goes_on_and_still_fails(tmp_path):
     ("text", "numbers"), [("1", [1]), ("1,2,3,4", [1, 2, 3, 4]), ("3,1", [1, 3]), ("1-4, 8", [1, 2, 3, 4, 8])]
 )
 def test_lists_of_steps(text, numbers):
-    assert [step.number for step in parse_steps(text)] == numbers
+    assert [step.number for step in parse_pipeline_steps(text)] == numbers
 
 
 @pytest.mark.parametrize("text", ["", "a", "0", "12", "1-", "1..3", "-1"])
@@ -143,7 +144,7 @@ def test_fresh_steps_are_skipped_and_a_changed_setting_redoes_one(finished, tmp_
 )
 def test_the_numbered_scripts_are_the_steps(name, step):
     text = (REPOSITORY / "interp_scripts" / name).read_text()
-    assert f'script("{STEPS[step - 1].name}", Config)' in text
+    assert f'script("{STEPS[step - 1].name}")' in text
 
 
 def test_there_is_a_script_for_every_step():
@@ -202,3 +203,47 @@ def test_every_public_name_is_there():
         assert getattr(fluxscope, name) is not None
     with pytest.raises(AttributeError):
         _ = fluxscope.nothing
+
+
+def test_flags_of_the_release_before_are_heard_hidden_and_named_anew(tmp_path):
+    for command, old in (("steer", "--steps"), ("find-demos", "--steps"), ("steer-bench", "--ranges")):
+        assert old not in re.split(r"[\s,/]+", fluxscope(command, "--help").output), command
+    out = ["--feature", "3", "--prompt", "a red circle", "--out-dir", str(tmp_path)]
+    heard = fluxscope("steer", *out, "--strength", "1", "--steps", "90-91")
+    assert heard.exit_code == 1
+    assert "note: --steps is now --denoise-steps\n" in heard.stderr
+    assert "steps 90-91 are not among" in heard.stderr
+    both = fluxscope("steer", *out, "--strength", "1", "--steps", "90-91", "--denoise-steps", "80")
+    assert "steps 80 are not among" in both.stderr
+    bench = fluxscope("steer-bench", *out, "--ranges", "90-91")
+    assert "steps 90-91 are not among" in bench.stderr
+
+
+def test_steps_of_the_pipeline_and_of_denoising_have_flags_of_their_own(tmp_path):
+    flags = ["--steps", "2", "--denoise-steps", "3-4", "--out-dir", str(tmp_path)]
+    result = fluxscope("run", *flags)
+    assert "Not run" not in result.stdout  # a run of step 2 alone
+    assert "step 2 (analyze) needs" in result.stderr
+
+
+CTRL_C_WHILE_IMPORTING = """
+import os, signal, sys
+module, *sys.argv[1:] = sys.argv[1:]
+
+class Stopping:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Stopping())
+from fluxscope.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "fluxscope.steps.table", "fluxscope.steps.pipeline", "torch"])
+def test_ctrl_c_while_the_program_starts_is_a_clear_line(tmp_path, module):
+    command = [sys.executable, "-c", CTRL_C_WHILE_IMPORTING, module, "run", "--out-dir", str(tmp_path)]
+    done = subprocess.run([*command, "--quiet"], capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "\nStopped. Finished work is kept.\n  Run the same command again to go on.\n"

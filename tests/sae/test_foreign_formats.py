@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fluxscope.commands.main import convert
+from fluxscope.commands.checkpoints import convert
 from fluxscope.errors import CheckpointError
 from fluxscope.sae import BatchTopKSparseAutoencoder, SparseAutoencoder, TopKSparseAutoencoder
 from fluxscope.sae.formats import hub, load

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from fluxscope.commands import profile
+from fluxscope.commands.steps_profile import profile_steps
 from fluxscope.errors import ConfigError, MissingInputError
 from fluxscope.files import load_npy, read_json
 from fluxscope.progress import Reporter
@@ -92,7 +92,7 @@ def test_the_profile_at_the_target_step_is_what_the_run_found(finished, tmp_path
     shutil.copytree(finished.out_dir, folder)
     config = make_config(out_dir=str(folder), capture_steps=(3, 14), **SMALL)
     context = Context(config, RunDir.of(config), Reporter(quiet=True))
-    profile.run(context, pictures=8)
+    profile_steps(context, pictures=8)
     assert len(calls) == 14  # one batch of eight, no farther than the last wanted step
     found = read_json(context.files.steps_profile)
     assert found["steps"] == [2, 13]
@@ -110,7 +110,7 @@ def test_a_profile_without_a_selection_is_a_clear_error(tmp_path):
     )
     run_steps(config, "1")
     with pytest.raises(MissingInputError, match="selected_features"):
-        profile.run(Context(config, RunDir.of(config), Reporter(quiet=True)), pictures=2)
+        profile_steps(Context(config, RunDir.of(config), Reporter(quiet=True)), pictures=2)
 
 
 def test_further_sites_are_heard_in_the_same_pass_with_and_without_an_sae(tmp_path, calls):

@@ -24,7 +24,7 @@ from fluxscope.sae.formats import load, save
 from fluxscope.settings.config import make_config
 from fluxscope.steps import find_demos, steer
 from fluxscope.steps.find_demos import pick_candidates, score, worth
-from fluxscope.steps.pipeline import parse_steps, run_pipeline
+from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline
 from tests.conftest import run_steps
 
 SMALL = {
@@ -210,7 +210,7 @@ def test_a_feature_that_was_never_active_is_passed_over_or_warned_of(copy, capsy
         run_steps(by_activation, "7")
     with pytest.raises(MissingInputError, match="no feature has a candidate"):
         run_steps(copy, "10")
-    run_pipeline(copy, Reporter(), parse_steps("7"))
+    run_pipeline(copy, Reporter(), parse_pipeline_steps("7"))
     assert f"feature {DEAD} was never active in this run" in capsys.readouterr().out
     (experiment,) = read_json(files.steering_summary)["experiments"]
     assert (experiment["strength_unit"], experiment["unit"]) == ("absolute", 1.0)
@@ -304,7 +304,8 @@ def fluxscope(*arguments):
 
 def test_one_picture_beside_its_baseline_needs_no_run(tmp_path):
     out = ["--out-dir", str(tmp_path / "run")]
-    result = fluxscope("steer", "--feature", "3", "--strength", "-300", "--steps", "2-4", *STEER_FLAGS, *out)
+    how = ["--feature", "3", "--strength", "-300", "--denoise-steps", "2-4"]
+    result = fluxscope("steer", *how, *STEER_FLAGS, *out)
     assert result.exit_code == 0, result.output
     assert "active on" in result.output and "distance from the baseline" in result.output
     folder = tmp_path / "run" / "steering" / "once"
@@ -319,7 +320,7 @@ def test_one_picture_beside_its_baseline_needs_no_run(tmp_path):
 def test_one_picture_by_a_feature_that_the_run_never_saw_active_warns(made, tmp_path):
     options = ["--out-dir", made.out_dir, "--layer15-sae-path", made.layer15_sae_path]
     result = fluxscope(
-        "steer", "--feature", str(DEAD), "--strength", "5", "--steps", "5", *STEER_FLAGS, *options
+        "steer", "--feature", str(DEAD), "--strength", "5", "--denoise-steps", "5", *STEER_FLAGS, *options
     )
     assert result.exit_code == 0, result.output
     assert f"warning: feature {DEAD} was never active in {made.out_dir}" in result.output
@@ -329,7 +330,7 @@ def test_one_picture_by_a_feature_that_the_run_never_saw_active_warns(made, tmp_
 def test_one_picture_by_several_features_in_a_region(tmp_path):
     out = ["--out-dir", str(tmp_path / "run")]
     result = fluxscope(
-        *("steer", "--feature", "3,5", "--scale", "40,0", "--steps", "5"),
+        *("steer", "--feature", "3,5", "--scale", "40,0", "--denoise-steps", "5"),
         *("--region", "0,0,64,64", *STEER_FLAGS, *out),
     )
     assert result.exit_code == 0, result.output
@@ -338,7 +339,7 @@ def test_one_picture_by_several_features_in_a_region(tmp_path):
 
 def test_the_self_check_finds_the_wiring_sound(tmp_path):
     result = fluxscope(
-        "steer", "--self-check", "--out-dir", str(tmp_path / "run"), *target_flags(), "--steps", "0-4"
+        "steer", "--self-check", "--out-dir", str(tmp_path / "run"), *target_flags(), "--denoise-steps", "0-4"
     )
     assert result.exit_code == 0, result.output
     assert result.output.count("  ok   ") == 4
@@ -347,7 +348,7 @@ def test_the_self_check_finds_the_wiring_sound(tmp_path):
 
 def test_the_bench_tries_strengths_over_ranges(tmp_path):
     result = fluxscope(
-        *("steer-bench", "--feature", "3", "--strengths", "50,200", "--ranges", "0-1,3-5"),
+        *("steer-bench", "--feature", "3", "--strengths", "50,200", "--denoise-ranges", "0-1,3-5"),
         *STEER_FLAGS,
         *("--out-dir", str(tmp_path / "run")),
     )
@@ -364,7 +365,7 @@ def test_the_bench_tries_strengths_over_ranges(tmp_path):
         (["--feature", "3"], "say in one way how to steer"),
         (["--feature", "3", "--strength", "1", "--scale", "2"], "steered in two ways"),
         (["--feature", "3,4", "--strength", "1,2,3"], "2 features cannot be steered by 3 numbers"),
-        (["--feature", "3", "--strength", "1", "--steps", "4-9"], "steps 4-9 are not among"),
+        (["--feature", "3", "--strength", "1", "--denoise-steps", "4-9"], "steps 4-9 are not among"),
         (["--feature", "3", "--strength", "1", "--region", "0,0,500,10"], "no box inside a picture"),
         (["--feature", "3", "--strength", "1", "--strength-unit", "activation"], "no codes of"),
         (["--strength", "1"], "no feature is named"),

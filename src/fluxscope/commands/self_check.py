@@ -37,13 +37,13 @@ def self_check(config: Config, prompt: str, seed: int, report: Reporter) -> bool
     norm, feature = survey(steerer, prompt, seed, scope)
     report.say(f"{config.model_id}, {scope.site.name}, steps {scope.steps[0]}-{scope.steps[-1]}")
     report.say(f"mean norm of a token {norm:.3g}; most active feature {feature}")
-    plain, _ = run(steerer, prompt, seed, None, scope)
+    plain, _ = latents_of(steerer, prompt, seed, None, scope)
     nothing: Row = [Change("add", 0.0, feature)]
     if scope.site.name == files.site:
         nothing = [*nothing, Change("scale", 1.0, feature)]
-    same, fired = run(steerer, prompt, seed, nothing, scope)
+    same, fired = latents_of(steerer, prompt, seed, nothing, scope)
     push = Change("add", PUSH * norm, direction=random_direction(steerer.sae.input_dim, seed))
-    pushed, _ = run(steerer, prompt, seed, [push], scope)
+    pushed, _ = latents_of(steerer, prompt, seed, [push], scope)
     pixels = [steerer.model.decode(latents, steerer.spec)[0].numpy() for latents in (plain, pushed)]
     moved = float(np.abs(pixels[0].astype(float) - pixels[1].astype(float)).mean() / 255)
     largest = float((plain.float() - same.float()).abs().max())
@@ -79,7 +79,7 @@ def survey(steerer: Steerer, prompt: str, seed: int, scope: Scope) -> tuple[floa
     return heard[0]
 
 
-def run(
+def latents_of(
     steerer: Steerer, prompt: str, seed: int, row: Row | None, scope: Scope
 ) -> tuple[torch.Tensor, dict[tuple[str, int], int]]:
     """A picture's latents, and how often the hook fired in each step; without a row there is no hook."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fluxscope.commands.options import Force, Quiet
+from fluxscope.commands.flags import Force, Quiet
 from fluxscope.errors import ConfigError
 from fluxscope.progress import Reporter
 from fluxscope.run.lock import lock_run
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 STEP = next(step for step in STEPS if step.name == "steer")
 SETTINGS = STEP.settings
-"""Settings of every command here."""
+"""Settings of the commands here."""
+BENCH_SETTINGS = tuple(name for name in SETTINGS if name != "steer_steps")
+"""`steer-bench` tries several ranges of steps: an option of its own says which."""
 
 Features = Annotated[
     str, typer.Option("--feature", help="Steer one picture only: by this feature, or several, such as 12,40.")
@@ -39,7 +41,12 @@ SelfCheck = Annotated[
     bool, typer.Option("--self-check", help="Show that steering works on this model, SAE and site.")
 ]
 Strengths = Annotated[str, typer.Option("--strengths", help="Strengths to try, such as 2,4,8,16.")]
-Ranges = Annotated[str, typer.Option("--ranges", help="Ranges of steps to try, such as 0-5,6-12,0-19.")]
+Ranges = Annotated[
+    str,
+    typer.Option("--denoise-ranges", help="Ranges of denoising steps to try, such as 0-5,6-12,0-19 or all."),
+]
+OldRanges = Annotated[str, typer.Option("--ranges", hidden=True)]
+"""What --denoise-ranges was called in the release before."""
 
 
 def steer(
@@ -82,7 +89,8 @@ def steer_bench(
     prompt: Prompt,
     seed: Seed = None,
     strengths: Strengths = "4,8,16,32",
-    ranges: Ranges = "0-5,6-12,13-19,all",
+    denoise_ranges: Ranges = "0-5,6-12,13-19,all",
+    ranges: OldRanges = "",
     quiet: Quiet = False,
 ) -> None:
     """Try strengths and ranges of steps on one prompt and feature, with difference maps."""
@@ -90,9 +98,10 @@ def steer_bench(
 
     request = request_of(feature, "1", "", "", prompt, seed, "")
     values = numbers("--strengths", strengths)
+    wanted = tuple(part.strip() for part in (ranges or denoise_ranges).split(","))
     report = Reporter(quiet)
     with lock_run(config, report):
-        bench(config, request, values, tuple(part.strip() for part in ranges.split(",")), report)
+        bench(config, request, values, wanted, report)
 
 
 def steering_sheet(config: Config, quiet: Quiet = False) -> None:

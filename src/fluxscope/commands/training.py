@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional, TypeVar, cast
 
 import typer
 
-from fluxscope.commands.options import Quiet
+from fluxscope.commands.flags import Quiet
 from fluxscope.embedded import FLUX_SHAPES, TEST_PROMPTS
 from fluxscope.fields import Number, to_numbers
 from fluxscope.progress import Reporter

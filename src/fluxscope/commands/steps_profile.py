@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fluxscope.draw.layer_plots import steps_profile
+from fluxscope.draw.layer_plots import steps_profile as draw_profile
 from fluxscope.errors import MissingInputError
 from fluxscope.files import save_image
 from fluxscope.models.capture import listen
@@ -37,7 +37,7 @@ class StepRecord:
     maxima: list[Tensor]
 
 
-def run(context: Context, pictures: int) -> str:
+def profile_steps(context: Context, pictures: int) -> str:
     """Profile the site over `capture_steps` (all steps when there are none)."""
     config, files = context.config, context.files
     rows = Manifest.read(files.manifest, files.root).rows
@@ -52,7 +52,7 @@ def run(context: Context, pictures: int) -> str:
     activity = np.stack([torch.cat(gathered[step].maxima).mean(0).numpy() for step in steps], axis=1)  # m s
     explained = np.array([gathered[step].fit.scores().explained_variance for step in steps])
     record_of(context, features, steps, activity, gathered).write(files.steps_profile)
-    picture = steps_profile(
+    picture = draw_profile(
         np.array(steps) + 1,
         activity.astype(float),
         features,

@@ -1,0 +1,52 @@
+"""The commands about SAE checkpoints, which need no settings: `sae-info`, `convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from fluxscope.commands.flags import Quiet, clear_errors
+from fluxscope.progress import Reporter
+
+Checkpoint = Annotated[Path, typer.Argument(help="An SAE checkpoint, or the folder of one.")]
+Target = Annotated[Path, typer.Argument(help="Where the converted SAE goes: a file or a folder.")]
+Form = Annotated[
+    str, typer.Option("--to", help="Format: fluxscope, dictionary_learning, sae_lens or sparsify.")
+]
+Timestep = Annotated[
+    Optional[float],  # noqa: UP045 -- read by typer at run time
+    typer.Option(
+        "--timestep", help="Where to read an SAE that depends on it (DifFRACT), from 1 (all noise) to 0."
+    ),
+]
+
+
+def sae_info(file: Checkpoint) -> None:
+    """Print what an SAE checkpoint holds."""
+    from fluxscope.sae.formats import describe
+
+    with clear_errors():
+        rows = describe(file)
+        width = max(len(label) for label, _ in rows)
+        for label, value in rows:
+            print(f"{label:<{width}}  {value}")
+
+
+def convert(
+    file: Checkpoint,
+    target: Target,
+    to: Form = "fluxscope",
+    timestep: Timestep = None,
+    quiet: Quiet = False,
+) -> None:
+    """Read an SAE of any known format and write it in another."""
+    from fluxscope.sae.formats import load, save
+
+    with clear_errors():
+        sae, info = load(file, timestep=timestep)
+        written = save(target, sae, info.config, to)
+        Reporter(quiet).say(
+            f"{info.format} -> {to}: {info.architecture}, {info.input_dim} -> {info.hidden_dim}, {written}"
+        )
