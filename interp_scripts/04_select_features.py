@@ -1,7 +1,6 @@
 """Step 4: select the most interpretable features by CLIP coherence."""
 
-from config import Config
-from fluxscope.commands.main import script
+from front_door import script
 
 if __name__ == "__main__":
-    script("select", Config)
+    script("select")

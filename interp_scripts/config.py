@@ -4,19 +4,23 @@
 None means: what fits the model (for flux-shapes 128 x 128 pixels and the SAEs that ship with it; for
 FLUX.1-dev 256 x 256 and openai/clip-vit-base-patch32). What each setting means: docs/help.md.
 
-For FLUX.1-dev set model_id to "black-forest-labs/FLUX.1-dev", prompts_path to a file of your prompts
-(prompts/natural.txt holds 100), and the two SAE paths to your checkpoints.
+The prompts are those of test_prompts.txt beside this file, one a line: overwrite them with yours
+(prompts/natural.txt holds 100 for FLUX.1).
+For FLUX.1-dev set model_id to "black-forest-labs/FLUX.1-dev" and the two SAE paths to your checkpoints.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+with suppress(ModuleNotFoundError):  # read by `fluxscope --config`, it isn't beside this file, nor needed
+    import front_door  # noqa: F401 -- finds fluxscope
 from fluxscope.settings import config as fluxscope_config
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Config(fluxscope_config.Config):
     target_step_number: int = 14  # counted from 1
     sites: tuple[str, ...] = ()  # further sites, with "=" and an SAE, or raw
     capture_steps: tuple[int, ...] = ()  # further steps to keep codes of, counted from 1
-    prompts_path: str | None = str(REPOSITORY / "test_prompts.txt")
+    prompts_path: str | None = str(HERE / "test_prompts.txt")
     max_prompts: int = 0  # 0: all of them
     reps_per_prompt: int = 2
     base_seed: int = 42

@@ -1,7 +1,6 @@
 """Run the pipeline: --steps 1,2,3, --all, --layer 5; settings are in config.py beside this file."""
 
-from config import Config
-from fluxscope.commands.main import script
+from front_door import script
 
 if __name__ == "__main__":
-    script("run", Config)
+    script("run")

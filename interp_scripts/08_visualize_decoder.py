@@ -1,7 +1,6 @@
 """Step 8: show the selected features' encoder and decoder directions."""
 
-from config import Config
-from fluxscope.commands.main import script
+from front_door import script
 
 if __name__ == "__main__":
-    script("decoder", Config)
+    script("decoder")
