@@ -22,7 +22,7 @@ from fluxscope.run.rundir import RunDir
 from fluxscope.sae import TopKSparseAutoencoder
 from fluxscope.sae.formats import load, save
 from fluxscope.settings.config import make_config
-from fluxscope.steps.pipeline import parse_steps, run_pipeline
+from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline
 from tests.conftest import SMALL, run_steps
 
 SHORT = {"max_prompts": 6, "num_inference_steps": 4, "target_step_number": 3, "batch_size": 3}
@@ -288,7 +288,7 @@ def test_nan_above_one_percent_stops_and_below_is_said(tmp_path, monkeypatch, ca
     with pytest.raises(FluxscopeError, match=r"4 of 256 tokens"):
         run_steps(config, "1")
     monkeypatch.setattr("fluxscope.run.taps.MAX_BAD_SHARE", 0.02)
-    run_pipeline(config, Reporter(), parse_steps("1"))
+    run_pipeline(config, Reporter(), parse_pipeline_steps("1"))
     told = capsys.readouterr().out
     assert "4 of 256 tokens at double.15.ff hold NaN or infinity" in told
     assert "4 of 256 tokens at double.3 hold NaN or infinity" in told
