@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fluxscope.commands.main import build_app
-from fluxscope.errors import ConfigError, MissingInputError
+from fluxscope.errors import ConfigError, MissingInputError, RecordError
 from fluxscope.files import load_npy, read_json, write_json
 from fluxscope.measures.clip import open_picture
 from fluxscope.progress import Reporter
@@ -17,7 +17,7 @@ from fluxscope.run.freshness import Work
 from fluxscope.run.ledger import Ledger
 from fluxscope.run.manifest import load_manifest
 from fluxscope.run.rundir import RunDir, shown
-from fluxscope.run.steering_records import OfFeature
+from fluxscope.run.steering_records import DemoCandidates, DemoIds, GridsSummary, OfFeature, SteeringSummary
 from fluxscope.run.step_log import StepLog
 from fluxscope.run.strict_json import part
 from fluxscope.sae.formats import load, save
@@ -120,6 +120,81 @@ def test_step_10_keeps_the_best_demos_with_all_their_pictures(made):
             assert files.demo(record["feature_id"], best["image_id"], float(strength)).is_file()
     ids = read_json(files.best_demo_ids)
     assert set(ids) == {str(record["feature_id"]) for record in found["features"]}
+
+
+def test_scripts_that_know_only_the_contracts_keys_find_every_demo(made):
+    files = RunDir.of(made)
+    found = read_json(files.best_demo_candidates)
+    config = found["config"]
+    expected = {
+        **{"n_candidates_to_sample": 3, "n_candidates_to_test": 2, "n_final": 1, "test_strengths": [5, 20]},
+        **{"step_range": [2, 4], "min_percentile": 70, "max_percentile": 95, "seed": 42, "save_images": True},
+    }
+    assert {key: config[key] for key in expected} == expected
+    for record in found["features"]:
+        folder = files.best_demos / f"feature_{record['feature_id']}"
+        for demo in record["best_demos"]:
+            size = open_picture(folder / f"{demo['image_id']:06d}_baseline.png").size
+            for strength in config["test_strengths"]:
+                for way in ("pos", "neg"):
+                    path = folder / f"{demo['image_id']:06d}_{way}_{strength:.0f}.png"
+                    assert open_picture(path).size == size
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *((SteeringSummary, "steering_summary"), (DemoCandidates, "best_demo_candidates")),
+        *((DemoIds, "best_demo_ids"), (GridsSummary, "steering_grids_summary")),
+    ],
+)
+def test_a_file_that_is_read_and_written_keeps_its_bytes(made, tmp_path, kind, name):
+    files = RunDir.of(made)
+    kind.read(getattr(files, name), files.root).write(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == getattr(files, name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"feature_id": "/../../../x"}, r"features\[0\]\.feature_id"),
+        ({"best_demos": [{"image_id": "../x"}]}, r"features\[0\]\.best_demos\[0\]\.image_id"),
+        ({"strength_unit": "\x1b[31m"}, r"features\[0\]\.strength_unit"),
+        ({"best_demos": {}}, r"features\[0\]\.best_demos"),
+    ],
+)
+def test_hostile_demos_are_refused_by_step_11(copy, change, key):
+    files = RunDir.of(copy)
+    found = read_json(files.best_demo_candidates)
+    found["features"][0] |= change
+    write_json(files.best_demo_candidates, found)
+    with pytest.raises(RecordError, match=key) as caught:
+        run_steps(copy, "11", force=True)
+    assert caught.value.message.isprintable()
+
+
+def test_demos_with_the_contracts_fields_alone_are_assembled(copy):
+    files = RunDir.of(copy)
+    found = read_json(files.best_demo_candidates)
+    keys = ("image_id", "prompt", "seed", "activation", "best_strength", "pos_lpips", "neg_lpips")
+    theirs = {
+        "config": {"test_strengths": found["config"]["test_strengths"]},
+        "features": [
+            {
+                "feature_id": record["feature_id"],
+                "best_demos": [
+                    {key: demo[key] for key in (*keys, "consistency", "combined_score")}
+                    for demo in record["best_demos"]
+                ],
+                "all_scored": [],
+            }
+            for record in found["features"]
+        ],
+    }
+    before = read_json(files.steering_grids_summary)
+    write_json(files.best_demo_candidates, theirs)
+    run_steps(copy, "11", force=True)
+    assert read_json(files.steering_grids_summary) == before
 
 
 def test_step_11_assembles_the_kept_pictures_with_the_baseline_in_the_middle(made):

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from fluxscope.commands.flags import Quiet, clear_errors
+from fluxscope.errors import clean
 from fluxscope.progress import Reporter
 
 Checkpoint = Annotated[Path, typer.Argument(help="An SAE checkpoint, or the folder of one.")]
@@ -28,7 +29,7 @@ def sae_info(file: Checkpoint) -> None:
     from fluxscope.sae.formats import describe
 
     with clear_errors():
-        rows = describe(file)
+        rows = [(clean(label), clean(str(value))) for label, value in describe(file)]
         width = max(len(label) for label, _ in rows)
         for label, value in rows:
             print(f"{label:<{width}}  {value}")

@@ -15,7 +15,7 @@ import torch
 
 from fluxscope import __version__
 from fluxscope.embedded import resolve
-from fluxscope.errors import FluxscopeError
+from fluxscope.errors import LONGEST_LINE, FluxscopeError, clean
 from fluxscope.models.families.family import check_weights
 from fluxscope.models.model import open_model
 from fluxscope.models.placement import pick_device, pick_dtype
@@ -63,11 +63,11 @@ def examine(config: Config) -> bool:
     for title, rows in sections.items():
         print(title)
         for row in rows:
-            print(f"  {row.what:<{width}}  {row.found}")
+            print(f"  {row.what:<{width}}  {clean(row.found, LONGEST_LINE)}")
     missing = [finding for finding in findings if finding.mend]
     print("Missing" if missing else "Nothing is missing.")
     for finding in missing:
-        print(f"  {finding.what}: {finding.mend}")
+        print(f"  {finding.what}: {clean(finding.mend, LONGEST_LINE)}")
     return not missing
 
 

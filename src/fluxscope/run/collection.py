@@ -24,7 +24,7 @@ import torch
 
 from fluxscope import __version__
 from fluxscope.errors import ConfigError, FluxscopeError, RunDirError
-from fluxscope.files import atomic_write, numbered_jsonl, read_jsonl
+from fluxscope.files import atomic_write, numbered_jsonl
 from fluxscope.models.placement import pick_device, pick_dtype
 from fluxscope.models.sites import parse_site
 from fluxscope.models.spec import ModelSpec
@@ -32,7 +32,7 @@ from fluxscope.run.activations import identity_of
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import picture_spec
 from fluxscope.run.jobs import Job
-from fluxscope.run.manifest import ListedPicture
+from fluxscope.run.manifest import ListedPicture, ManifestRow
 from fluxscope.run.records import RunLog
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.strict_json import Place
@@ -217,11 +217,14 @@ def repair_manifest(files: RunDir, batch_size: int) -> int:
 
     A killed writer can leave part of a batch's lines, the last of them cut short. Then the whole batch is
     made again, so that its pictures come from a batch of the same size as in an uninterrupted run.
+
+    Raises:
+        RecordError: a whole line is none of a manifest.
     """
     path = files.manifest
     if not path.is_file():
         return 0
-    rows = len(read_jsonl(path))
+    rows = sum(1 for _ in ManifestRow.read_lines(path, files.root))
     lines = path.read_bytes().splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
         rows = rows // batch_size * batch_size

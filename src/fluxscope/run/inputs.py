@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fluxscope.errors import FluxscopeError
-from fluxscope.files import read_json, read_jsonl
+from fluxscope.files import read_json
 from fluxscope.run.context import Context
+from fluxscope.run.manifest import Manifest
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.step_log import Key, StepLog, as_json, combined
 from fluxscope.settings.config import Config, settings_table
@@ -66,8 +67,9 @@ def paths_of(name: str, config: Config, files: RunDir) -> list[Path]:
     if name == "codes":
         return [files.codes / files.site / f"step_{config.target_step_index}"]
     if name == "pictures":
-        with suppress(FluxscopeError, OSError, KeyError, TypeError):
-            return [files.root / str(row["image_path"]) for row in read_jsonl(files.manifest)]
+        with suppress(FluxscopeError, OSError):
+            manifest = Manifest.read(files.manifest, files.root)
+            return [manifest.picture(row) for row in manifest.rows]
         return []
     path: Path = getattr(files, name)
     return [path]

@@ -54,6 +54,8 @@ class Entry:
             return None
         if not all(isinstance(digest, str) for digest in made.values()):
             return None
+        if any(PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts for path in made):
+            return None
         return cls(**value)
 
 
