@@ -19,6 +19,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/python docs/make_help.py --check
+	$(BIN)/python docs/make_disk_format.py --check
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
@@ -32,6 +33,7 @@ smoke: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_help.py
+	$(BIN)/python docs/make_disk_format.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import re
 import shutil
@@ -15,9 +16,10 @@ import pytest
 import zarr
 from PIL import Image
 
-from fluxscope.errors import MissingInputError
+from fluxscope.errors import MissingInputError, RecordError
 from fluxscope.files import append_jsonl, read_json, read_jsonl, write_json
 from fluxscope.run.rundir import RunDir
+from fluxscope.run.strict_json import Place
 from fluxscope.settings.config import Config, make_config
 from fluxscope.steps.table import STEPS
 from tests.conftest import SMALL, run_steps
@@ -39,6 +41,54 @@ LITTLE_STEERING = {
     **{"steer_features": 1, "steer_images": 1, "steer_scales": (1, 2), "steer_strengths": (-4, 4)},
     **{"demo_candidates": 2, "demo_finalists": 1, "demo_kept": 1, "demo_strengths": (4,)},
 }
+CONTRACT = {
+    "manifest.jsonl": "image_id int, prompt_idx int, rep_idx int, seed int, prompt string, "
+    "image_path string, height int, width int, layer_index int, target_step_number int, activation_shape list, "
+    "generation_time number",
+    "run_log.json": "layer_index int, target_step_number int, target_step_index int, sae_ckpt_path string, "
+    "sae_hidden_dim int, sae_config object, n_image_tokens int, num_prompts int, num_images int, "
+    "images_completed int, total_time_seconds number, python string, torch string",
+    "feature_analysis_summary.json": "num_images int, hidden_dim int, eps_alive number, "
+    "num_alive_features int, num_dead_features int, num_rare_features int, num_common_features int, "
+    "num_very_common_features int, top_k int, files object",
+    "clip_meta.json": "clip_model_id string, num_images int, embed_dim int, device_used string, "
+    "normalized bool",
+    "selected_features.json": "num_images int, num_alive_features int, top_m_per_feature int, "
+    "top_features int, top_examples_per_feature int, enforce_global_unique_images bool, "
+    "features[].feature_id int, features[].clip_coherence number, features[].example_image_ids list, "
+    "features[].top_m_image_ids list",
+    "overlays/overlay_summary.json": "layer_index int, target_step_number int, height int, width int, "
+    "token_grid_size list, items[].feature_id int, items[].image_id int, items[].prompt string, "
+    "items[].seed int, items[].base_image_path string, items[].overlay_path string, "
+    "items[].tokenmap_path string, items[].activation_max number, items[].activation_mean number",
+    "steering/steering_summary.json": "layer_index int, target_step_number int, scales list, "
+    "experiments[].feature_id int, experiments[].image_id int, experiments[].prompt string, "
+    "experiments[].seed int, experiments[].grid_path string",
+    "decoder_stats.json": "features[].feature_id int, features[].decoder_norm number, "
+    "features[].encoder_norm number, features[].encoder_decoder_cosine number, "
+    "features[].decoder_mean number, features[].decoder_std number, features[].decoder_max number, "
+    "features[].decoder_min number, pairwise_similarities[].feature_1 int, "
+    "pairwise_similarities[].feature_2 int, pairwise_similarities[].cosine_similarity number",
+    "layer_comparison/comparison_summary.json": "num_images int, hidden_dim int, layer5.mean_l0 number, "
+    "layer5.std_l0 number, layer5.num_alive_features int, layer15.mean_l0 number, layer15.std_l0 number, "
+    "layer15.num_alive_features int, comparison.alive_in_both int, comparison.alive_only_in_5 int, "
+    "comparison.alive_only_in_15 int",
+    "best_demos/best_demo_candidates.json": "config.n_candidates_to_sample int, "
+    "config.n_candidates_to_test int, config.n_final int, config.test_strengths list, "
+    "config.step_range list, config.min_percentile number, config.max_percentile number, config.seed int, "
+    "config.save_images bool, features[].feature_id int, features[].all_scored list, "
+    "features[].best_demos[].image_id int, features[].best_demos[].prompt string, "
+    "features[].best_demos[].seed int, features[].best_demos[].activation number, "
+    "features[].best_demos[].best_strength number, features[].best_demos[].pos_lpips number, "
+    "features[].best_demos[].neg_lpips number, features[].best_demos[].consistency number, "
+    "features[].best_demos[].combined_score number",
+    "best_demos/best_demo_ids.json": "*[].image_id int, *[].strength number",
+    "steering_grids/steering_grids_summary.json": "strengths list, grids[].feature_id int, "
+    "grids[].demo_idx int, grids[].image_id int, grids[].prompt string, grids[].seed int, "
+    "grids[].score number, grids[].grid_path string",
+}
+"""The keys that existing scripts rely on, and that result folders of theirs have: fixed for ever."""
+
 FILES = [row for row in table("Files") if int(row[0]) in BUILT]
 
 
@@ -96,17 +146,41 @@ def arrays_in(content: str) -> list[tuple[str, str, str]]:
 
 
 def values_at(value: object, path: str) -> list:
-    """What lies at a path such as `features[].feature_id`: one value for every element of the list."""
-    first, each, rest = path.partition("[].")
-    return [element[rest] for element in value[first]] if each else [value[path]]
+    """What lies at a path such as `features[].demos[].image_id`: one value for every element of each list.
+
+    A star stands for every value of an object. Nothing lies in null.
+    """
+    if not path:
+        return [value]
+    if value is None:
+        return []
+    if path.startswith("[]"):
+        return [found for element in value for found in values_at(element, path[2:])]
+    name, rest = re.fullmatch(r"\.?(\*|[^.\[]+)(.*)", path).groups()
+    return [
+        found
+        for each in (value.values() if name == "*" else [value[name]])
+        for found in values_at(each, rest)
+    ]
 
 
 def check_json(value: object, content: str) -> None:
-    for path, kind in re.findall(r"([\w\[\].]+) (int|number|string|bool|object|list)\b", content):
+    for path, kind in re.findall(r"([\w\[\].*]+) (int|number|string|bool|object|list)\b", content):
         nullable = f"{path} {kind}?" in content
         for found in values_at(value, path):
             right = isinstance(found, TYPES[kind]) and (kind == "bool" or not isinstance(found, bool))
             assert right or (nullable and found is None), f"{path} is {found!r}, not {kind}"
+
+
+def keys_of(name: str) -> str:
+    """What the page says of a JSON file: "key type" of every key, those of any name (settings) left out."""
+    section = PAGE.split(f"### `{name}`\n")[1].split("\n### ")[0].split("<!-- end")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines()[3:] if line
+    ]
+    mixed = [key.removesuffix("*") for key, kind, _ in rows if key.endswith("*") and kind != "list"]
+    left_out = [key for key, _, _ in rows if any(key.startswith(f"{m}*") for m in mixed)]
+    return ", ".join(f"{key} {kind}" for key, kind, _ in rows if key not in left_out)
 
 
 @pytest.fixture(scope="module", params=[15, 5], ids=["root", "layer_05"])
@@ -122,10 +196,10 @@ def test_every_file_of_a_run_is_as_the_page_says(folder):
         assert paths, pattern
         for path in paths:
             assert path.exists(), f"step {step} did not make {path}"
-            check_file(folder, path, content)
+            check_file(folder, path, pattern, content)
 
 
-def check_file(folder: Folder, path: Path, content: str) -> None:
+def check_file(folder: Folder, path: Path, pattern: str, content: str) -> None:
     if path.suffix == ".png":
         with Image.open(path) as picture:
             picture.load()
@@ -139,14 +213,71 @@ def check_file(folder: Folder, path: Path, content: str) -> None:
         for name, dtype, shape in arrays_in(content):
             folder.check_shape(held[name], dtype, shape)
     elif path.suffix == ".json":
-        check_json(json.loads(path.read_text(), parse_constant=pytest.fail), content)
+        value = json.loads(path.read_text(), parse_constant=pytest.fail)
+        check_json(value, keys_of(pattern))
+        check_json(value, CONTRACT.get(pattern, ""))
     elif path.suffix == ".jsonl":
         for row in read_jsonl(path):
-            check_json(row, content)
+            check_json(row, keys_of(pattern))
+            check_json(row, CONTRACT[pattern])
     else:
         group = zarr.open_group(path, mode="r")
         for name, dtype, shape in arrays_in(content):
             folder.check_shape(group[name], dtype, shape)
+
+
+def test_the_page_and_its_records_are_in_step():
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "docs" / "make_disk_format.py"), "--check"], capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def example_of(paths: list[list[str]]) -> dict:
+    """An object with these keys and no others."""
+    values = {"int": 1, "number": 0.5, "string": "x", "bool": True, "object": {}, "list": []}
+    found: dict = {}
+    for path, kind in paths:
+        here = found
+        *folders, last = path.split(".")
+        for name in folders:
+            here = here.setdefault(name[:-2], [{}])[0] if name.endswith("[]") else here.setdefault(name, {})
+        here[last] = values[kind]
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in CONTRACT if "*" not in CONTRACT[name]])
+def test_a_file_with_the_contracts_keys_alone_is_read(name):
+    paths = [pair.split() for pair in CONTRACT[name].split(", ")]
+    value = example_of(paths)
+    written = make_disk_format().FILES[name].from_json(value, Place(Path(name))).to_json()
+    for path, _ in paths:
+        assert values_at(written, path) == values_at(value, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [(n, pair.split()[0]) for n in CONTRACT if "*" not in CONTRACT[n] for pair in CONTRACT[n].split(", ")],
+)
+def test_a_key_of_the_contract_that_is_of_another_type_is_refused(name, key):
+    paths = [pair.split() for pair in CONTRACT[name].split(", ")]
+    value = example_of([[path, kind] for path, kind in paths])
+    here: dict = value
+    *folders, last = key.split(".")
+    for folder in folders:
+        here = here[folder[:-2]][0] if folder.endswith("[]") else here[folder]
+    here[last] = ("a", "wrong") if last != "files" else 3
+    with pytest.raises(RecordError, match=last):
+        make_disk_format().FILES[name].from_json(value, Place(Path(name)))
+
+
+def make_disk_format():
+    spec = importlib.util.spec_from_file_location(
+        "make_disk_format", REPOSITORY / "docs" / "make_disk_format.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_the_checker_finds_what_is_wrong(folder):
@@ -158,6 +289,10 @@ def test_the_checker_finds_what_is_wrong(folder):
         check_json({"features": [{"x": 1}, {"x": None}]}, "features[].x number")
     with pytest.raises(KeyError):
         check_json({}, "a int")
+    with pytest.raises(AssertionError):
+        check_json({"a": [{"b": [{"c": 1}, {"c": "1"}]}]}, "a[].b[].c int")
+    with pytest.raises(AssertionError):
+        check_json({"a": {"x": {"b": 1}, "y": {"b": True}}}, "a.*.b int")
 
 
 def test_run_log_holds_every_setting(folder):

@@ -13,17 +13,6 @@ from fluxscope.settings.config import make_config
 RED = "\x1b[31mred\x1b[0m"
 HOSTILE = [RED, "\x1b]0;title\x07", "a\rb", "a\nb", "\u202egnp", "\u2066x", "\x9b31m", "\ud800"]
 HOSTILE += ["a\u2028b", "\ufeffx"]
-    RED,
-    "\x1b]0;title\x07",
-    "a\rb",
-    "a\nb",
-    "\u202egnp",
-    "\u2066x",
-    "\x9b31m",
-    "\ud800",
-    "a\u2028b",
-    "\ufeffx",
-]
 
 
 def harmless(text):
