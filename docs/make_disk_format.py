@@ -1,4 +1,4 @@
-"""Write the tables of JSON keys in disk-format.md from the records; with --check, fail when they are stale."""
+"""Write the tables of JSON keys in disk-format.md from the records; with --check, fail when they differ."""
 
 from __future__ import annotations
 

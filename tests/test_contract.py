@@ -43,7 +43,8 @@ LITTLE_STEERING = {
 }
 CONTRACT = {
     "manifest.jsonl": "image_id int, prompt_idx int, rep_idx int, seed int, prompt string, "
-    "image_path string, height int, width int, layer_index int, target_step_number int, activation_shape list, "
+    "image_path string, height int, width int, layer_index int, target_step_number int, "
+    "activation_shape list, "
     "generation_time number",
     "run_log.json": "layer_index int, target_step_number int, target_step_index int, sae_ckpt_path string, "
     "sae_hidden_dim int, sae_config object, n_image_tokens int, num_prompts int, num_images int, "
