@@ -13,7 +13,7 @@ import typer
 from fluxscope import __version__
 from fluxscope.commands import checkpoints, pipeline, reports, steering, training
 from fluxscope.commands.flags import with_settings
-from fluxscope.quiet import quiet_imports
+from fluxscope.progress import quiet_imports
 from fluxscope.settings.config import Config, settings_table
 from fluxscope.steps.table import STEPS
 

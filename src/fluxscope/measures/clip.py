@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from fluxscope.errors import CheckpointError, FluxscopeError
-from fluxscope.quiet import quiet_libraries
+from fluxscope.progress import quiet_libraries
 
 if TYPE_CHECKING:
     from PIL.Image import Image

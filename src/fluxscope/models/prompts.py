@@ -22,7 +22,7 @@ from fluxscope.files import write_bytes, written_files
 from fluxscope.models.families.family import Family
 from fluxscope.models.placement import free_memory
 from fluxscope.models.spec import Embedding
-from fluxscope.quiet import quiet_libraries
+from fluxscope.progress import quiet_libraries
 
 PROMPTS_AT_A_TIME = 16
 SMALL_VOCABULARY = 500

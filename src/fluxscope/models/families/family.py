@@ -94,7 +94,7 @@ class Family(ABC):
         return pipe
 
     def _load(self, place: str, dtype: torch.dtype, pipeline: str, **without: None) -> Pipeline:
-        from fluxscope.quiet import quiet_libraries
+        from fluxscope.progress import quiet_libraries
 
         if Path(place).is_dir():
             check_weights(Path(place))
