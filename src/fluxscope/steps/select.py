@@ -121,7 +121,7 @@ def add_crops(
         context.report.say(f"     crop coherence is not measured: {error.message}")
         return scores
     size = (manifest.rows[0].width, manifest.rows[0].height)
-    rows: dict[tuple, int] = {}
+    rows: dict[tuple[int, tuple[int, int, int, int]], int] = {}
     sets = np.full((len(features), scores.ranked.image.shape[1]), -1)
     for image, wanted in by_image(scores, features).items():
         codes = store.image(image)
@@ -139,13 +139,13 @@ def add_crops(
     return with_crops(scores, features, embedded, sets)
 
 
-def by_image(scores: FeatureScores, features: np.ndarray) -> dict[int, list[tuple]]:
+def by_image(scores: FeatureScores, features: np.ndarray) -> dict[int, list[tuple[tuple[int, int], int]]]:
     """For each image, the places (row, rank) and features that it is a top image of: codes are read once."""
-    wanted: dict[int, list[tuple]] = {}
+    wanted: dict[int, list[tuple[tuple[int, int], int]]] = {}
     for row, feature in enumerate(features):
         for rank, image in enumerate(scores.ranked.image[feature]):
             if image >= 0:
-                wanted.setdefault(int(image), []).append(((row, rank), feature))
+                wanted.setdefault(int(image), []).append(((row, rank), int(feature)))
     return wanted
 
 
