@@ -13,6 +13,12 @@ LONGEST_TEXT = 200
 LONGEST_LINE = 1000
 """Characters of a whole message, our own words and paths included."""
 
+TOKEN_COUNT_REMEDY = (
+    "Height and width must be those that the picture was made with, and divisible by 16: "
+    "n_image_tokens = height/16 x width/16."
+)
+"""What to do where the words "Token count doesn't match grid" stand."""
+
 JOINERS = "\u200c\u200d"
 """Unseen characters that scripts and emoji need inside words."""
 
@@ -66,3 +72,28 @@ class RunDirError(FluxscopeError):
 
 class RecordError(RunDirError):
     """A JSON file of the run holds something else than its records."""
+
+
+class OutOfMemory(FluxscopeError):
+    """Memory ran out; what is finished is kept.
+
+    Args:
+        doing: what was being done, such as "loading the model".
+        cuda: whether it was a GPU's memory.
+    """
+
+    def __init__(self, doing: str, cuda: bool) -> None:
+        super().__init__(
+            f"{'CUDA out of memory' if cuda else 'out of memory'} while {doing}",
+            "Lower batch_size, height and width, reps_per_prompt or the number of prompts, or choose a "
+            "lighter placement (dtype bfloat16; sae_device and clip_device cpu). fluxscope doctor tells what "
+            "a run needs. Finished work is kept.",
+        )
+
+
+def no_checkpoint(path: object) -> CheckpointError:
+    """The error of an SAE's checkpoint that is not there."""
+    return CheckpointError(
+        f"SAE checkpoint not found: {path}",
+        "Set layer5_sae_path / layer15_sae_path, or saes, to where it is.",
+    )

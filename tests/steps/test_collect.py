@@ -232,14 +232,19 @@ def test_an_empty_prompts_file_is_an_error(tmp_path, text, message):
         run_steps(config, "1")
 
 
-def test_one_prompt_is_collected_and_analyzed_and_the_selection_says_what_is_missing(tmp_path):
+def test_one_prompt_is_collected_and_analyzed_and_the_selection_says_what_is_missing(tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("a large red circle on a white background\n")
     config = make_config(
         **{**SHORT, "out_dir": str(tmp_path / "run"), "prompts_path": str(tmp_path / "prompts.txt")}
     )
     run_steps(config, "1-3")
-    with pytest.raises(MissingInputError, match="no feature is active on enough of the 2 pictures"):
-        run_steps(config, "4")
+    run_pipeline(config, Reporter(), parse_pipeline_steps("4-6"))
+    said, files = capsys.readouterr().out, RunDir.of(config)
+    assert "no feature is active on enough of the 2 pictures to be selected: use more prompts" in said
+    assert said.count("nothing is selected") == 2  # steps 5 and 6 have nothing to draw
+    assert read_json(files.selected_features)["features"] == []
+    assert read_json(files.overlay_summary)["items"] == []
+    assert not files.contact_sheet.exists()
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path, uninterrupted):

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from fluxscope.dims import Picture, TokenMap
-from fluxscope.errors import FluxscopeError
+from fluxscope.errors import TOKEN_COUNT_REMEDY, FluxscopeError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,8 +80,9 @@ def normalised_grid(
     rows, columns = (token_grid_size,) * 2 if isinstance(token_grid_size, int) else token_grid_size
     if values.size != rows * columns:
         raise FluxscopeError(
-            f"the token map has {values.size} tokens, the grid {rows} x {columns} = {rows * columns}",
-            "The grid is height / 16 by width / 16: use the size of the run that made the map.",
+            f"Token count doesn't match grid: the token map has {values.size} tokens, "
+            f"the grid {rows} x {columns} = {rows * columns}",
+            TOKEN_COUNT_REMEDY,
         )
     if not np.isfinite(values).all():
         raise FluxscopeError("the token map holds NaN or Infinity", "Collect again with bf16 or fp32.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from fluxscope.errors import CheckpointError, FluxscopeError
+from fluxscope.errors import TOKEN_COUNT_REMEDY, CheckpointError, FluxscopeError
 from fluxscope.progress import quiet_libraries
 
 if TYPE_CHECKING:
@@ -95,8 +95,9 @@ def peak_box(
     rows, columns = grid
     if token_map.size != rows * columns:
         raise FluxscopeError(
-            f"the token map has {token_map.size} tokens, the grid {rows} x {columns}",
-            "Height and width must be those of the run that made the codes.",
+            f"Token count doesn't match grid: the token map has {token_map.size} tokens, "
+            f"the grid {rows} x {columns}",
+            TOKEN_COUNT_REMEDY,
         )
     row, column = divmod(int(np.argmax(token_map)), columns)
     left, right = _span((column + 0.5) / columns, size[0], share)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from fluxscope.errors import ConfigError, FluxscopeError
+from fluxscope.errors import ConfigError, OutOfMemory
 
 
 def pick_device(wanted: str, fallback: str = "") -> torch.device:
@@ -54,7 +54,7 @@ def clear_memory_errors(doing: str) -> Iterator[None]:
     """Turn running out of memory into an error that says while doing what, and what helps.
 
     Raises:
-        FluxscopeError: memory ran out in the block.
+        OutOfMemory: memory ran out in the block.
     """
     try:
         yield
@@ -62,10 +62,4 @@ def clear_memory_errors(doing: str) -> Iterator[None]:
         exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not exhausted and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
-        raise FluxscopeError(
-            f"CUDA out of memory while {doing}"
-            if torch.cuda.is_available()
-            else f"out of memory while {doing}",
-            "Lower batch_size, height and width, reps_per_prompt or the number of prompts; "
-            "fluxscope doctor tells what a run needs. Finished work is kept.",
-        ) from error
+        raise OutOfMemory(doing, cuda=torch.cuda.is_available()) from error

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from fluxscope.errors import FluxscopeError
+from fluxscope.errors import TOKEN_COUNT_REMEDY, FluxscopeError
 from fluxscope.sae.base import LinearSae, encode_sparse
 from fluxscope.sae.codes import SparseCodes
 from fluxscope.sae.formats import load
@@ -37,8 +37,9 @@ def extract_image_tokens(
     n_tokens = activation.shape[-2]
     if n_tokens < n_image_tokens:
         raise FluxscopeError(
-            f"{n_tokens} tokens were captured, the image has {n_image_tokens}",
-            "Height and width must be those the picture was made with.",
+            f"Token count doesn't match grid: {n_tokens} tokens were captured, "
+            f"the image has {n_image_tokens}",
+            TOKEN_COUNT_REMEDY,
         )
     start = 0 if image_tokens_first else n_tokens - n_image_tokens
     return activation[..., start : start + n_image_tokens, :]

@@ -12,7 +12,9 @@ from fluxscope.run.records import Overlay, OverlaySummary, SelectedFeature, Sele
 
 def run(context: Context) -> str:
     files = context.files
-    selection = Selection.read_some(files.selected_features)
+    selection = Selection.read(files.selected_features)
+    if not selection.features:
+        return nothing_to_show(context)
     items = OverlaySummary.read(files.overlay_summary, files.root).items
     cards = [card_of(context, record, items) for record in selection.features]
     title = f"The {len(cards)} features with the highest {selection.rank_by or 'clip_coherence'}"
@@ -22,6 +24,13 @@ def run(context: Context) -> str:
     save_image(files.contact_sheet, contact_sheet(cards, title, subtitle, footer, across=across))
     save_image(files.contact_sheet_comparison, comparison_sheet(cards, title, subtitle, footer))
     return f"{files.contact_sheet}"
+
+
+def nothing_to_show(context: Context) -> str:
+    """Clear an earlier selection's sheets away."""
+    for sheet in (context.files.contact_sheet, context.files.contact_sheet_comparison):
+        sheet.unlink(missing_ok=True)
+    return "nothing is selected, so there is no contact sheet"
 
 
 def card_of(context: Context, record: SelectedFeature, items: list[Overlay]) -> FeatureCard:

@@ -26,7 +26,7 @@ def run(context: Context) -> str:
     config, files = context.config, context.files
     manifest = Manifest.read(files.manifest, files.root)
     store = CodeStore(files.codes, files.site, config.target_step_index)
-    features = Selection.read_some(files.selected_features).features
+    features = Selection.read(files.selected_features).features
     wanted = [(each.feature_id, manifest.row(image)) for each in features for image in each.example_image_ids]
     check_features(context, store, [each.feature_id for each in features])
     items = []
@@ -43,6 +43,8 @@ def run(context: Context) -> str:
         overlay_style=config.overlay_style,
         items=items,
     ).write(files.overlay_summary)
+    if not features:
+        return "nothing is selected, so there is nothing to draw"
     return f"{len(items)} overlays of {len(features)} features"
 
 

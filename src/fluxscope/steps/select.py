@@ -24,9 +24,13 @@ from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context, clip_of
 from fluxscope.run.manifest import Manifest
 from fluxscope.run.records import SelectedFeature, Selection
+from fluxscope.settings.config import Config
 
 CROP_SHORTLIST = 200
 """How many of the most coherent features compete when crop_coherence ranks; cropping all would take hours."""
+
+REMEDY = "use more prompts, or lower --min-prompts and --top-examples-per-feature"
+"""What helps where a run has too few pictures to select features well."""
 
 
 def run(context: Context) -> str:
@@ -48,12 +52,17 @@ def run(context: Context) -> str:
             context, scores, order_features(scores, "clip_coherence")[:CROP_SHORTLIST], manifest
         )
     chosen = choose(context, scores, manifest)
-    if config.rank_by != "crop_coherence":
+    if chosen and config.rank_by != "crop_coherence":
         features = np.array([choice.feature_id for choice in chosen])
         scores = add_crops(context, scores, features, manifest)
         chosen = choose(context, scores, manifest)
+    if chosen and shows_few(config, manifest):
+        few = len(set(prompt_idx.tolist()))
+        context.report.say(f"     {few} prompts are too few to rank features by coherence: {REMEDY}")
     selected = [record_of(scores, choice) for choice in chosen]
-    write_selection(context, scores, selected, len(rows))
+    write_selection(context, scores, selected, manifest)
+    if not selected:
+        return f"no feature is active on enough of the {len(rows)} pictures to be selected: {REMEDY}"
     best = selected[0]
     return (
         f"{len(chosen)} features selected by {config.rank_by}, "
@@ -62,26 +71,25 @@ def run(context: Context) -> str:
 
 
 def choose(context: Context, scores: FeatureScores, manifest: Manifest) -> list[Choice]:
-    """The features to show.
+    """The features to show; none where no feature is active on enough prompts.
 
-    Raises:
-        MissingInputError: no feature can be selected.
+    A run of fewer prompts than a feature shall have examples shows what there is, and pictures repeatedly.
     """
-    config = context.config
-    chosen = select_features(
+    config, few = context.config, shows_few(context.config, manifest)
+    n_prompts = len({row.prompt_idx for row in manifest.rows})
+    return select_features(
         scores,
         [row.image_id for row in manifest.rows],
         config.rank_by,
         config.top_features,
-        config.top_examples_per_feature,
-        config.enforce_global_unique_images,
+        n_prompts if few else config.top_examples_per_feature,
+        config.enforce_global_unique_images and not few,
     )
-    if not chosen:
-        raise MissingInputError(
-            f"no feature is active on enough of the {len(manifest.rows)} pictures to be selected",
-            "Use more prompts, or lower --min-prompts and --top-examples-per-feature.",
-        )
-    return chosen
+
+
+def shows_few(config: Config, manifest: Manifest) -> bool:
+    """Whether the run has fewer prompts than a feature has examples, which are of distinct prompts."""
+    return len({row.prompt_idx for row in manifest.rows}) < config.top_examples_per_feature
 
 
 def record_of(scores: FeatureScores, choice: Choice) -> SelectedFeature:
@@ -150,16 +158,16 @@ def by_image(scores: FeatureScores, features: np.ndarray) -> dict[int, list[tupl
 
 
 def write_selection(
-    context: Context, scores: FeatureScores, features: list[SelectedFeature], n_images: int
+    context: Context, scores: FeatureScores, features: list[SelectedFeature], manifest: Manifest
 ) -> None:
     config, files = context.config, context.files
     Selection(
-        num_images=n_images,
+        num_images=len(manifest.rows),
         num_alive_features=int((scores.ranked.frequency > 0).sum()),
         top_m_per_feature=config.top_m_per_feature,
         top_features=config.top_features,
         top_examples_per_feature=config.top_examples_per_feature,
-        enforce_global_unique_images=config.enforce_global_unique_images,
+        enforce_global_unique_images=config.enforce_global_unique_images and not shows_few(config, manifest),
         rank_by=config.rank_by,
         min_prompts=config.min_prompts,
         layer_index=files.layer,

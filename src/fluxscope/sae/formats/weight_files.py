@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fluxscope import files
-from fluxscope.errors import CheckpointError
+from fluxscope.errors import CheckpointError, no_checkpoint
 
 WEIGHT_FILES = ("sae_best.pt", "ae.pt", "sae_weights.safetensors", "sae.safetensors", "sae.pt")
 """Names under which SAEs lie in their folders, in the order in which they are looked for."""
@@ -37,7 +37,7 @@ class Candidate:
                 )
             path = found[0]
         if not path.is_file():
-            raise CheckpointError(f"checkpoint not found: {path}", "Check the path in the settings.")
+            raise no_checkpoint(path)
         self.path = path
 
     @cached_property
