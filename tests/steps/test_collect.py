@@ -292,7 +292,7 @@ def test_nan_above_one_percent_stops_and_below_is_said(tmp_path, monkeypatch, ca
     Broken.tokens = 1  # of 64: more than 1%
     with pytest.raises(FluxscopeError, match=r"4 of 256 tokens"):
         run_steps(config, "1")
-    monkeypatch.setattr("fluxscope.run.taps.MAX_BAD_SHARE", 0.02)
+    monkeypatch.setattr("fluxscope.run.recorders.MAX_BAD_SHARE", 0.02)
     run_pipeline(config, Reporter(), parse_pipeline_steps("1"))
     told = capsys.readouterr().out
     assert "4 of 256 tokens at double.15.ff hold NaN or infinity" in told

@@ -33,10 +33,10 @@ from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import picture_spec
 from fluxscope.run.jobs import Job
 from fluxscope.run.manifest import ListedPicture, ManifestRow
+from fluxscope.run.recorders import Recorder, check_width, load_further, open_recorder
 from fluxscope.run.records import RunLog
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.strict_json import Place
-from fluxscope.run.taps import Tap, check_width, load_further, open_tap
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.formats import SaeInfo, load
 from fluxscope.settings.config import Config
@@ -65,9 +65,9 @@ PICTURE_NAME = re.compile(r"img_[0-9]{6,}_p[0-9]{4,}_r[0-9]+_seed[0-9]+\.png")
 
 @dataclass(frozen=True)
 class Target:
-    """One site to collect: its tap, its SAE's record, its files."""
+    """One site to collect: its recorder, its SAE's record, its files."""
 
-    tap: Tap
+    recorder: Recorder
     sae: LinearSae
     info: SaeInfo
     files: RunDir
@@ -84,21 +84,21 @@ class Collection:
     """
 
     targets: list[Target]
-    further: list[Tap]
+    further: list[Recorder]
 
     @property
-    def taps(self) -> list[Tap]:
-        return [*(target.tap for target in self.targets), *self.further]
+    def recorders(self) -> list[Recorder]:
+        return [*(target.recorder for target in self.targets), *self.further]
 
     @property
     def done(self) -> int:
         """Pictures of which everything is committed."""
-        return min(tap.done for tap in self.taps)
+        return min(recorder.done for recorder in self.recorders)
 
     def write_indexes(self) -> None:
         """Write every store of codes once more by feature; those that are written so stay."""
-        for tap in self.taps:
-            for store in tap.stores.values():
+        for recorder in self.recorders:
+            for store in recorder.stores.values():
                 if isinstance(store, CodeStore):
                     store.write_index()
 
@@ -128,17 +128,17 @@ def open_collection(
     for site, (sae, info) in saes.items():
         files = RunDir.of(config, site)
         committed = repair_manifest(files, config.batch_size or 1)
-        tap = open_tap(config, spec, parse_site(site), sae, committed, pictures)
-        if tap.done < committed:
+        recorder = open_recorder(config, spec, parse_site(site), sae, committed, pictures)
+        if recorder.done < committed:
             raise RunDirError(
-                f"{files.manifest} lists {committed} images, but the codes of {tap.done} are stored",
+                f"{files.manifest} lists {committed} images, but the codes of {recorder.done} are stored",
                 "The folder's files do not fit together: give --force to collect anew.",
             )
-        target = Target(tap, sae, info, files, hashes[site])
-        write_run_log(config, target, jobs, completed=tap.done, seconds=0.0)
+        target = Target(recorder, sae, info, files, hashes[site])
+        write_run_log(config, target, jobs, completed=recorder.done, seconds=0.0)
         targets.append(target)
-    done = targets[0].tap.done
-    further = [open_tap(config, spec, place, sae, done, pictures) for place, sae in others]
+    done = targets[0].recorder.done
+    further = [open_recorder(config, spec, place, sae, done, pictures) for place, sae in others]
     return Collection(targets, further)
 
 
@@ -268,7 +268,7 @@ def listed_pictures(root: RunDir, homes: Sequence[Path]) -> list[Path]:
 
 def write_s_matrix(target: Target, images_per_block: int = 64) -> None:
     """Write S[i, f], the largest code of feature f over the tokens of image i, from the stored codes."""
-    store = next(iter(target.tap.stores.values()))
+    store = next(iter(target.recorder.stores.values()))
     assert isinstance(store, CodeStore)
     with atomic_write(target.files.s_matrix) as file:
         shape = (store.n_images, store.n_features)
@@ -289,7 +289,7 @@ def write_run_log(config: Config, target: Target, jobs: list[Job], completed: in
     RunLog(
         settings=dataclasses.asdict(config),
         layer_index=target.files.layer,
-        site=target.tap.site.name,
+        site=target.recorder.site.name,
         target_step_number=config.target_step_number,
         target_step_index=config.target_step_index,
         sae_ckpt_path=str(target.info.path),

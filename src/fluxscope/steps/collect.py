@@ -28,10 +28,10 @@ from fluxscope.run.collection import (
 from fluxscope.run.context import Context, picture_spec
 from fluxscope.run.jobs import Job, plan_jobs
 from fluxscope.run.manifest import ManifestRow, append_rows
-from fluxscope.run.taps import Kept, Tap
+from fluxscope.run.recorders import Kept, Recorder
 
 Heard = dict[str, dict[int, Kept]]
-"""What a batch's taps keep, by site and step."""
+"""What a batch's recorders keep, by site and step."""
 
 
 def run(context: Context) -> str:
@@ -65,14 +65,13 @@ def generate(context: Context, jobs: list[Job], collection: Collection) -> float
     with report.progress("     pictures", len(jobs), "images", done) as advance:
         for batch in batches(jobs, done, config.batch_size or 1):
             started = time.monotonic()
-            pictures, heard = make(context, collection.taps, batch, [prompts[job.prompt] for job in batch])
+            embeddings = [prompts[job.prompt] for job in batch]
+            pictures, heard = make(context, collection.recorders, batch, embeddings)
             commit(context, batch, collection, pictures, heard, time.monotonic() - started)
             advance(len(batch))
-    for tap in collection.taps:
-        if tap.bad:
-            report.say(
-                f"     warning: {tap.bad} of {tap.seen} tokens at {tap.site.name} hold NaN or infinity"
-            )
+    for recorder in collection.recorders:
+        if recorder.bad:
+            report.say(f"     warning: {recorder.bad_in_words}")
     return time.monotonic() - began
 
 
@@ -82,17 +81,17 @@ def batches(jobs: list[Job], done: int, size: int) -> Iterator[list[Job]]:
 
 
 def make(
-    context: Context, taps: list[Tap], batch: list[Job], embeddings: list[Embedding]
+    context: Context, recorders: list[Recorder], batch: list[Job], embeddings: list[Embedding]
 ) -> tuple[Tensor, Heard]:
-    """One batch: pictures (b, h, w, 3), and what the taps keep of it."""
+    """One batch: pictures (b, h, w, 3), and what the recorders keep of it."""
     config, model, spec = context.config, context.model, picture_spec(context.config)
-    by_site = {tap.site.name: tap for tap in taps}
+    by_site = {recorder.site.name: recorder for recorder in recorders}
     heard: Heard = {name: {} for name in by_site}
 
     def receive(site: Site, step: int, x: Tensor) -> None:
         heard[site.name][step] = by_site[site.name].keep(x, config.token_chunk_size)
 
-    capture = Capture([tap.site for tap in taps], config.captured_step_indices, receive)
+    capture = Capture([recorder.site for recorder in recorders], config.captured_step_indices, receive)
     latents = model.sample(embeddings, [job.seed for job in batch], capture, spec=spec)
     return model.decode(latents, spec), heard
 
@@ -100,18 +99,18 @@ def make(
 def commit(
     context: Context, batch: list[Job], collection: Collection, pictures: Tensor, heard: Heard, seconds: float
 ) -> None:
-    """Write a batch: pictures, then what the taps keep, then the lines that say that it is all there."""
+    """Write a batch: pictures, then what the recorders keep, then the lines that say that it is all there."""
     files, first, end = context.files, batch[0].image_id, batch[-1].image_id + 1
     for job, pixels in zip(batch, pictures.numpy(), strict=True):
         save_image(files.image(job.image_id, job.prompt_idx, job.rep_idx, job.seed), Image.fromarray(pixels))
-    for tap in collection.further:
-        if tap.done < end:
-            tap.append(heard[tap.site.name], len(batch), first)
+    for recorder in collection.further:
+        if recorder.done < end:
+            recorder.append(heard[recorder.site.name], len(batch), first)
     # The first target's manifest says what the run has committed, so its lines are written last.
     for target in reversed(collection.targets):
-        new = [job for job in batch if job.image_id >= target.tap.done]
+        new = [job for job in batch if job.image_id >= target.recorder.done]
         if new:
-            target.tap.append(heard[target.tap.site.name], len(batch), first)
+            target.recorder.append(heard[target.recorder.site.name], len(batch), first)
             rows = [manifest_row(context, job, target, seconds / len(batch)) for job in new]
             append_rows(target.files.manifest, rows)
 
@@ -128,7 +127,7 @@ def manifest_row(context: Context, job: Job, target: Target, seconds: float) -> 
         image_path=files.relative(files.image(job.image_id, job.prompt_idx, job.rep_idx, job.seed)),
         height=config.height,
         width=config.width,
-        site=target.tap.site.name,
+        site=target.recorder.site.name,
         step=config.target_step_index,
         layer_index=target.files.layer,
         target_step_number=config.target_step_number,

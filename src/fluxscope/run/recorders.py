@@ -1,7 +1,7 @@
-"""Taps: the sites that step 1 listens at in its one pass, and what each of them keeps.
+"""Recorders: the sites that step 1 listens at in its one pass, and what each of them keeps.
 
-A tap with an SAE keeps sparse codes, one without keeps raw activations in bfloat16. What a killed run wrote
-past its last commit is cut off when a tap is opened.
+A recorder with an SAE keeps sparse codes, one without keeps raw activations in bfloat16. What a killed run
+wrote past its last commit is cut off when a recorder is opened.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Kept = SparseCodes | Tensor
 
 
 @dataclass
-class Tap:
+class Recorder:
     """A site, what encodes there, and where its codes or activations of each step go.
 
     Attributes:
@@ -65,11 +65,16 @@ class Tap:
             return x.to(torch.bfloat16).cpu()
         return _without(codes, bad) if bad.any() else codes
 
+    @property
+    def bad_in_words(self) -> str:
+        """How many tokens hold NaN or infinity."""
+        return f"{self.bad} of {self.seen} tokens at {self.site.name} hold NaN or infinity"
+
     def _count(self, bad: Bool[Tensor, " t"]) -> None:
         self.seen, self.bad = self.seen + len(bad), self.bad + int(bad.sum())
         if self.bad > MAX_BAD_SHARE * self.seen:
             raise FluxscopeError(
-                f"{self.bad} of {self.seen} tokens at {self.site.name} hold NaN or infinity",
+                self.bad_in_words,
                 "The model's weights or its precision are at fault: see that its files are whole, or give "
                 "--dtype float32.",
             )
@@ -97,14 +102,14 @@ def _without(codes: SparseCodes, bad: Bool[Tensor, " t"]) -> SparseCodes:
     return SparseCodes(indptr, codes.feature[kept], codes.value[kept], codes.n_features)
 
 
-def open_tap(
+def open_recorder(
     config: Config,
     spec: ModelSpec,
     site: Site,
     sae: LinearSae | None,
     committed: int,
     identity: Mapping[str, Any],
-) -> Tap:
+) -> Recorder:
     """Open the stores of a site, cut back to the committed pictures, or to fewer where one holds fewer.
 
     Args:
@@ -134,7 +139,7 @@ def open_tap(
         done -= done % (config.batch_size or 1)
     for store in stores.values():
         store.truncate(done)
-    return Tap(site, sae, stores, done)
+    return Recorder(site, sae, stores, done)
 
 
 def load_further(
