@@ -5,6 +5,7 @@ import pytest
 import fluxscope.models.model
 from fluxscope.models.families import Flux1
 from fluxscope.progress import Reporter
+from fluxscope.sae.topk import TopK
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import make_config
 from fluxscope.training.train import Training, train
@@ -44,9 +45,15 @@ def test_training_at_two_sites_and_two_steps_loads_each_part_once(tmp_path, mode
     quick = {"num_inference_steps": 3, "target_step_number": 2, "capture_steps": (3,), "batch_size": 8}
     config = make_config(out_dir=str(tmp_path), **quick)
     fresh = fluxscope.models.model.open_model(config.model_id, "cpu", "float32", tmp_path / "prompts")
-    base = TrainConfig("topk", hidden_dim=256, steps=4, batch_size=64)
+    base = TrainConfig(TopK(k=4), hidden_dim=256, steps=4, batch_size=64)
     wanted = Training(
-        **{"sites": ("double.5.ff", "double.15.ff"), "ks": (4,), "pictures": 20, "base": base, "stamp": "1"},
+        **{
+            "sites": ("double.5.ff", "double.15.ff"),
+            "sparsities": (4,),
+            "pictures": 20,
+            "base": base,
+            "stamp": "1",
+        },
         **{"activations": tmp_path / "activations", "saes": tmp_path, "spliced_pictures": 2},
     )
     trained = train(config, fresh, wanted, Reporter(quiet=True), ["a large red circle"])
