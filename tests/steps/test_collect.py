@@ -144,6 +144,29 @@ def test_a_layer_added_later_is_collected_for_the_same_pictures(tmp_path, uninte
     assert contents(folder) == uninterrupted
 
 
+def test_collecting_again_takes_nothing_away(tmp_path, uninterrupted):
+    """Fewer layers asked for, in a folder that has more: all pictures and the other layer's files stay."""
+    folder = tmp_path / "run"
+    run_steps(make_config(out_dir=str(folder), **SHORT), "1")
+    run_steps(make_config(out_dir=str(folder), compare_layers=False, **SHORT), "1")
+    assert contents(folder) == uninterrupted
+    assert (folder / "layer_05" / "run_log.json").is_file()
+
+
+def test_lost_and_damaged_pictures_and_s_are_made_again(tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    config = make_config(out_dir=str(folder), **SHORT)
+    run_steps(config, "1")
+    manifest = (folder / "manifest.jsonl").read_bytes()
+    first, second, *_ = sorted((folder / "images").iterdir())
+    first.unlink()
+    for path in (second, folder / "S_matrix.npy"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    run_steps(config, "1")
+    assert contents(folder) == uninterrupted
+    assert (folder / "manifest.jsonl").read_bytes() == manifest
+
+
 def test_further_steps_are_captured_in_the_same_pass(tmp_path, uninterrupted):
     folder = tmp_path / "run"
     config = make_config(out_dir=str(folder), capture_steps=(1, 4), **SHORT)

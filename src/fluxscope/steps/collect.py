@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
@@ -25,7 +26,7 @@ from fluxscope.run.collection import (
     write_run_log,
     write_s_matrix,
 )
-from fluxscope.run.context import Context, picture_spec
+from fluxscope.run.context import Context, picture_spec, step_work
 from fluxscope.run.jobs import Job, plan_jobs
 from fluxscope.run.manifest import ManifestRow, append_rows
 from fluxscope.run.recorders import Kept, Recorder
@@ -40,14 +41,17 @@ def run(context: Context) -> str:
     config.sae_path(config.site)  # raises where it has none, before the model is looked for
     device = pick_device(config.sae_device, fallback=str(context.model.device))
     collection = open_collection(config, context.model.spec, jobs, device, context.force)
+    keep_what_was_collected(context)
+    lost = lost_pictures(context, jobs[: collection.done])
     spent = 0.0
-    if collection.done < len(jobs):
-        if collection.done:
+    if lost or collection.done < len(jobs):
+        if lost:
+            context.report.say(f"     making {len(lost)} pictures again that are missing or changed")
+        if 0 < collection.done < len(jobs):
             context.report.say(f"     going on after {collection.done} of {len(jobs)} pictures")
-        spent = generate(context, jobs, collection)
+        spent = generate(context, jobs, collection, lost)
     for target in collection.targets:
-        if spent or not target.files.s_matrix.is_file():  # left alone, it doesn't make later steps stale
-            write_s_matrix(target)
+        write_s_matrix(target)  # the same bytes where nothing was added: later steps stay up to date
         write_run_log(config, target, jobs, completed=len(jobs), seconds=spent)
     collection.write_indexes()
     sites = " and ".join(target.files.name for target in collection.targets)
@@ -55,15 +59,40 @@ def run(context: Context) -> str:
     return f"{len(jobs)} pictures, features of {sites}{further}"
 
 
-def generate(context: Context, jobs: list[Job], collection: Collection) -> float:
-    """Make the missing pictures and commit them batch by batch; returns the seconds it took."""
+def keep_what_was_collected(context: Context) -> None:
+    """Count what earlier runs collected among what this one makes: a collection only grows."""
+    work = step_work(context)
+    if work.record and not context.force:
+        work.products += [context.files.root / path for path in work.record.made]
+
+
+def lost_pictures(context: Context, jobs: list[Job]) -> set[int]:
+    """The pictures that are missing, or not as they were made."""
+    files, damaged = context.files, set(step_work(context).damaged())
+    paths = {job.image_id: picture_of(context, job) for job in jobs}
+    return {i for i, path in paths.items() if not path.is_file() or files.relative(path) in damaged}
+
+
+def picture_of(context: Context, job: Job) -> Path:
+    return context.files.image(job.image_id, job.prompt_idx, job.rep_idx, job.seed)
+
+
+def generate(context: Context, jobs: list[Job], collection: Collection, lost: set[int]) -> float:
+    """Make the missing pictures and commit them batch by batch; returns the seconds it took.
+
+    Args:
+        lost: pictures that were committed and are not there any more. The whole batch of each is made again,
+            so that it comes out the same.
+    """
     config, report, done = context.config, context.report, collection.done
     prompts = context.model.encode([job.prompt for job in jobs], config.max_sequence_length)
     for warning in prompts.warnings:
         report.say(f"     warning: {warning}")
-    began = time.monotonic()
-    with report.progress("     pictures", len(jobs), "images", done) as advance:
-        for batch in batches(jobs, done, config.batch_size or 1):
+    began, size = time.monotonic(), config.batch_size or 1
+    again = [b for b in batches(jobs[:done], 0, size) if any(job.image_id in lost for job in b)]
+    ready = done - sum(len(batch) for batch in again)
+    with report.progress("     pictures", len(jobs), "images", ready) as advance:
+        for batch in (*again, *batches(jobs, done, size)):
             started = time.monotonic()
             embeddings = [prompts[job.prompt] for job in batch]
             pictures, heard = make(context, collection.recorders, batch, embeddings)
@@ -100,9 +129,9 @@ def commit(
     context: Context, batch: list[Job], collection: Collection, pictures: Tensor, heard: Heard, seconds: float
 ) -> None:
     """Write a batch: pictures, then what the recorders keep, then the lines that say that it is all there."""
-    files, first, end = context.files, batch[0].image_id, batch[-1].image_id + 1
+    first, end = batch[0].image_id, batch[-1].image_id + 1
     for job, pixels in zip(batch, pictures.numpy(), strict=True):
-        save_image(files.image(job.image_id, job.prompt_idx, job.rep_idx, job.seed), Image.fromarray(pixels))
+        save_image(picture_of(context, job), Image.fromarray(pixels))
     for recorder in collection.further:
         if recorder.done < end:
             recorder.append(heard[recorder.site.name], len(batch), first)
@@ -124,7 +153,7 @@ def manifest_row(context: Context, job: Job, target: Target, seconds: float) -> 
         rep_idx=job.rep_idx,
         seed=job.seed,
         prompt=job.prompt,
-        image_path=files.relative(files.image(job.image_id, job.prompt_idx, job.rep_idx, job.seed)),
+        image_path=files.relative(picture_of(context, job)),
         height=config.height,
         width=config.width,
         site=target.recorder.site.name,
