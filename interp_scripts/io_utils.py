@@ -1,6 +1,6 @@
 """Small readers and writers for the files of a result folder, by the names that existing scripts use."""
 
-import front_door  # noqa: F401 -- finds fluxscope
+import front_door as _front_door  # noqa: F401 -- finds fluxscope
 from fluxscope.run.manifest import (
     append_jsonl,
     count_manifest_rows,

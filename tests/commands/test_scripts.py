@@ -2,9 +2,11 @@
 
 import importlib
 import inspect
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +150,32 @@ def test_overlays_and_the_contact_sheet_follow_the_quick_test(clone):
     out = clone[0] / "interp_output"
     assert len(read_json(out / "overlays" / "overlay_summary.json")["items"]) == 20
     assert (out / "contact_sheet.png").is_file()
+
+
+def python_that_knows(packages: str, script: Path, folder: Path) -> subprocess.CompletedProcess:
+    """Run a script where only the packages of one folder are installed, and so fluxscope isn't."""
+    environment = os.environ | {"PYTHONPATH": packages}
+    command = [sys.executable, "-S", str(script)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_users_script_finds_every_module_and_the_clones_fluxscope_uninstalled(clone, tmp_path):
+    folder = clone[0]
+    script = folder / "interp_scripts" / "mine.py"
+    imports = "".join(f"import {module}\n" for module in SIGNATURES)
+    last = "import fluxscope, config\nprint(fluxscope.__file__, config.get_config().height)\n"
+    script.write_text(imports + last)
+    done = python_that_knows(sysconfig.get_paths()["purelib"], script, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{folder / 'src' / 'fluxscope' / '__init__.py'} 128\n"
+
+
+def test_missing_dependencies_are_two_clear_lines(clone, tmp_path):
+    done = python_that_knows("", clone[0] / "interp_scripts" / "run_pipeline.py", tmp_path)
+    assert done.returncode == 1
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"error: not installed for {sys.executable}: torch, diffusers, ")
+    assert second.startswith(f"  Run `make setup` in {clone[0]}, then the script with ")
 
 
 def test_a_missing_sae_is_said_in_the_words_people_look_up(tmp_path):
