@@ -31,6 +31,7 @@ from fluxscope.models.spec import ModelSpec
 from fluxscope.run.activations import identity_of
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import picture_spec
+from fluxscope.run.inputs import IDENTITY
 from fluxscope.run.jobs import Job
 from fluxscope.run.manifest import ListedPicture, ManifestRow
 from fluxscope.run.recorders import Recorder, check_width, load_further, open_recorder
@@ -40,22 +41,6 @@ from fluxscope.run.strict_json import Place
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.formats import SaeInfo, load
 from fluxscope.settings.config import Config
-
-IDENTITY = (
-    "model_id",
-    "dtype",
-    "site_pattern",
-    "height",
-    "width",
-    "num_inference_steps",
-    "guidance_scale",
-    "max_sequence_length",
-    "target_step_number",
-    "capture_steps",
-    "reps_per_prompt",
-    "base_seed",
-)
-"""Settings that decide what pictures and codes a folder holds; one folder holds those of one identity."""
 
 OF_A_SITE = ("site_pattern", "target_step_number", "capture_steps", "sae_sha256")
 """What may differ from one site of a folder to another: the pictures do not depend on it."""
