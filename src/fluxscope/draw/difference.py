@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fluxscope.dims import Picture
-from fluxscope.draw.heatmap import overlay_heatmap
+from fluxscope.draw.heatmap import Picture, overlay_heatmap
 
 VERMILION = (224, 74, 32)
 """Changes are drawn in another colour than activations, and one that the colour-blind tell from it."""

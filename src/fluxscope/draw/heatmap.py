@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from fluxscope.dims import Picture, TokenMap
 from fluxscope.errors import TOKEN_COUNT_REMEDY, FluxscopeError
 
 if TYPE_CHECKING:
@@ -22,6 +21,12 @@ BLUE = (32, 112, 255)
 
 Grid = int | tuple[int, int]
 """Rows and columns of tokens; one number for a square grid."""
+
+Picture = UInt8[np.ndarray, "h w 3"]
+"""An RGB picture, 0 to 255."""
+
+TokenMap = Float32[np.ndarray, " t"]
+"""One feature's code at every image token of one image, row-major."""
 
 HeatMap = Float32[np.ndarray, "h w"]
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fluxscope.dims import Picture
-from fluxscope.draw.heatmap import BLUE, as_rgb
+from fluxscope.draw.heatmap import BLUE, Picture, as_rgb
 from fluxscope.draw.text import FAINT, INK, LINE, PAPER, SOFT, font, line_height, wrap, write_lines
 
 if TYPE_CHECKING:

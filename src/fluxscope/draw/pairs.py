@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fluxscope.dims import Picture, TokenMap
-from fluxscope.draw.heatmap import outline_heatmap, overlay_heatmap, token_map_to_heatmap
+from fluxscope.draw.heatmap import Picture, TokenMap, outline_heatmap, overlay_heatmap, token_map_to_heatmap
 from fluxscope.draw.page import MARGIN, blank_page, fitted_size, paste_framed
 from fluxscope.draw.text import FAINT, INK, LINE, PANEL, SOFT, font, line_height, shorten, wrap, write_lines
 from fluxscope.errors import MissingInputError

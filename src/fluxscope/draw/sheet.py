@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fluxscope.dims import Picture
+from fluxscope.draw.heatmap import Picture
 from fluxscope.draw.page import MARGIN, blank_page, fitted_size, paste_framed
 from fluxscope.draw.text import FAINT, INK, LINE, PANEL, SOFT, font, line_height, shorten, wrap, write_lines
 from fluxscope.errors import MissingInputError

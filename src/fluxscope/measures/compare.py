@@ -14,9 +14,8 @@ from jaxtyping import Float, Float32, Float64, Int, Int32
 from scipy.sparse import csr_array, hstack
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-from fluxscope.dims import SMatrix
 from fluxscope.errors import FluxscopeError
-from fluxscope.measures.ranking import check_S, check_values, even_bounds, walk_rows
+from fluxscope.measures.ranking import SMatrix, check_S, check_values, even_bounds, walk_rows
 
 BLOCK = 512
 """Rows of a similarity matrix at a time: 100 MB against 49,152 features."""

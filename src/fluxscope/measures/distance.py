@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt8
 
-from fluxscope.dims import Picture
 from fluxscope.errors import CheckpointError, FluxscopeError
 from fluxscope.files import read_torch_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Picture = UInt8[np.ndarray, "h w 3"]
+"""An RGB picture, 0 to 255."""
 
 ALEXNET = (
     (3, 64, 11, 4, 2),

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 
-from fluxscope.dims import SMatrix
 from fluxscope.errors import FluxscopeError, MissingInputError
+
+SMatrix = Float32[np.ndarray, "n f"]
+"""S[i, f]: the largest code of feature f over the image tokens of image i."""
 
 BLOCK_ELEMENTS = 1 << 20
 """Elements of S looked at together: 4 MiB of float32, so that a block stays in the processor's cache."""

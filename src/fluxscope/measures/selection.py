@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
-from fluxscope.dims import SMatrix
 from fluxscope.errors import ConfigError, FluxscopeError
 from fluxscope.measures.coherence import coherence, random_coherence
 from fluxscope.measures.ranking import (
     Entries,
+    SMatrix,
     TopLists,
     check_S,
     check_values,

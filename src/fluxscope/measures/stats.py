@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from fluxscope.dims import FeatureIds, SMatrix
 from fluxscope.errors import FluxscopeError
 from fluxscope.measures.ranking import (
     BLOCK_ELEMENTS,
     Entries,
+    SMatrix,
     TopLists,
     check_S,
     check_values,
@@ -38,7 +38,7 @@ class FeatureStats:
         n_images, eps: what they were computed from.
     """
 
-    alive: FeatureIds
+    alive: Int32[np.ndarray, " m"]
     frequency: Float32[np.ndarray, " f"]
     mean: Float32[np.ndarray, " f"]
     std: Float32[np.ndarray, " f"]

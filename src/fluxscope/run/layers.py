@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from scipy.sparse import csr_array, vstack
 
-from fluxscope.dims import SMatrix
 from fluxscope.errors import MissingInputError, RunDirError
 from fluxscope.files import load_npy
 from fluxscope.measures.compare import sparse_S
 from fluxscope.measures.profiles import Profiles
+from fluxscope.measures.ranking import SMatrix
 from fluxscope.measures.stats import FeatureStats, feature_stats
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context
