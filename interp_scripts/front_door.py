@@ -8,7 +8,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-CLONE = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+CLONE = HERE.parent
 NEEDED = ("torch", "diffusers", "transformers", "numpy", "scipy", "PIL", "zarr", "typer", "rich", "jaxtyping")
 
 if importlib.util.find_spec("fluxscope") is None:
@@ -26,7 +27,6 @@ def script(command: str) -> None:
     from fluxscope.commands.stop import clear_stop
 
     with clear_stop():
-        from config import Config
         from fluxscope.commands.main import script as start
 
-        start(command, Config)
+        start(command, HERE / "config.py")

@@ -1,8 +1,10 @@
-"""Where the things lie that ship with the package, and the short names they go by."""
+"""The package's version, where the things lie that ship with it, and the short names they go by."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+VERSION = "0.1.0"
 
 SHAPES = Path(__file__).resolve().parent / "shapes"
 WEIGHTS = SHAPES / "weights"

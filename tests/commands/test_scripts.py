@@ -178,6 +178,26 @@ def test_missing_dependencies_are_two_clear_lines(clone, tmp_path):
     assert second.startswith(f"  Run `make setup` in {clone[0]}, then the script with ")
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("reps_per_prompt: int = two", "error: line 60 of {}/config.py fails: NameError: "),
+        ("reps_per_prompt: int = 0", "error: reps_per_prompt is 0, but must be at least 1"),
+    ],
+)
+def test_a_mistake_in_config_py_is_two_clear_lines(written, said, tmp_path):
+    scripts = tmp_path / "interp_scripts"
+    shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "src").symlink_to(REPOSITORY / "src")
+    config = scripts / "config.py"
+    config.write_text(config.read_text().replace("reps_per_prompt: int = 2", written))
+    done = subprocess.run(
+        [sys.executable, str(scripts / "run_pipeline.py"), "--steps", "2"], capture_output=True, text=True
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 2)
+    assert done.stderr.startswith(said.format(scripts))
+
+
 def test_a_missing_sae_is_said_in_the_words_people_look_up(tmp_path):
     with pytest.raises(FluxscopeError, match="SAE checkpoint not found: .*nowhere.pt") as raised:
         load_sae(tmp_path / "nowhere.pt")

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fluxscope import __version__
-from fluxscope.embedded import resolve
+from fluxscope.embedded import VERSION, resolve
 from fluxscope.errors import LONGEST_LINE, FluxscopeError, clean
 from fluxscope.models.families.family import check_weights
 from fluxscope.models.model import open_model
@@ -82,7 +81,7 @@ def find_machine(config: Config) -> list[Finding]:
         f"{name} {importlib.metadata.version(name)}" for name in ("torch", "diffusers", "transformers")
     ]
     return [
-        Finding("fluxscope", f"{__version__}, Python {platform.python_version()}"),
+        Finding("fluxscope", f"{VERSION}, Python {platform.python_version()}"),
         Finding("libraries", ", ".join(versions)),
         Finding("device", where),
         Finding("memory", f"{memory / GIB:.0f} GiB, {torch.get_num_threads()} threads"),

@@ -138,13 +138,13 @@ def clear_errors() -> Iterator[None]:
         yield
     except FluxscopeError as error:
         _complain(error)
-        raise typer.Exit(1) from None
+        raise SystemExit(1) from None
     except OSError as error:
         clear = explain_os_error(error, error.filename or "the output")
         if not isinstance(clear, FluxscopeError):
             raise
         _complain(clear)
-        raise typer.Exit(1) from None
+        raise SystemExit(1) from None
 
 
 def _complain(error: FluxscopeError) -> None:

@@ -10,11 +10,12 @@ from typing import Annotated
 
 import typer
 
-from fluxscope import __version__
 from fluxscope.commands import checkpoints, pipeline, reports, steering, training
-from fluxscope.commands.flags import with_settings
+from fluxscope.commands.flags import clear_errors, with_settings
+from fluxscope.embedded import VERSION
 from fluxscope.progress import quiet_imports
 from fluxscope.settings.config import Config, settings_table
+from fluxscope.settings.load import config_class
 from fluxscope.steps.table import STEPS
 
 EVERYWHERE = ("out_dir", "model_id", "active_layer", "active_site")
@@ -34,7 +35,7 @@ def build_app() -> typer.Typer:
     ) -> None:
         """Look inside FLUX image models with sparse autoencoders."""
         if version:
-            print(f"fluxscope {__version__}")
+            print(f"fluxscope {VERSION}")
             raise typer.Exit
 
     for name, command in commands(None).items():
@@ -44,9 +45,11 @@ def build_app() -> typer.Typer:
     return app
 
 
-def script(command: str, kind: type[Config]) -> None:
-    """A front door in interp_scripts/: one command, with the settings of the Config class beside it."""
+def script(command: str, settings: Path) -> None:
+    """A front door in interp_scripts/: one command, with the Config class of the file beside it."""
     quiet_imports()
+    with clear_errors():
+        kind = config_class(settings)
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command()(commands(kind)[command])
     app(prog_name=Path(sys.argv[0]).name)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fluxscope import __version__
+from fluxscope.embedded import VERSION
 from fluxscope.errors import ConfigError, FluxscopeError, RunDirError
 from fluxscope.files import atomic_write, numbered_jsonl
 from fluxscope.models.placement import pick_device, pick_dtype
@@ -287,7 +287,7 @@ def write_run_log(config: Config, target: Target, jobs: list[Job], completed: in
         images_completed=completed,
         total_time_seconds=round(before + seconds, 3),
         identity=identity(config, jobs, target.sae_hash),
-        fluxscope=__version__,
+        fluxscope=VERSION,
         python=platform.python_version(),
         torch=str(torch.__version__),
         diffusers=version("diffusers"),
