@@ -22,6 +22,7 @@ from fluxscope.models.sites import parse_site
 from fluxscope.models.splice import SplicedScores, spliced_scores
 from fluxscope.progress import Reporter
 from fluxscope.run.context import picture_spec
+from fluxscope.run.harvest import Stores, Wanted, harvest, held_out_batches
 from fluxscope.sae import LinearSae
 from fluxscope.sae.data import ByImage, first_held_out
 from fluxscope.sae.formats import load
@@ -32,7 +33,6 @@ from fluxscope.sae.topk import TopK
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import Config
 from fluxscope.shapes.world import caption, sample_scene, training_captions
-from fluxscope.training.harvest import Stores, Wanted, harvest, held_out_batches
 
 LAYERS = (5, 15)
 BATCH = 32

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fluxscope.commands.train_saes import train
 from fluxscope.errors import RunDirError
 from fluxscope.files import load_npy
 from fluxscope.progress import Reporter
@@ -17,7 +18,6 @@ from fluxscope.run import lock as locking
 from fluxscope.run.lock import NAME, lock, lock_folders, lock_run
 from fluxscope.run.rundir import RunDir
 from fluxscope.settings.config import make_config
-from fluxscope.training.train import train
 from tests.commands.test_main import fluxscope
 from tests.conftest import run_steps
 from tests.steps.test_train_saes import QUICK, training

@@ -3,12 +3,12 @@
 import pytest
 
 import fluxscope.models.model
+from fluxscope.commands.train_saes import Training, train
 from fluxscope.models.families import Flux1
 from fluxscope.progress import Reporter
 from fluxscope.sae.topk import TopK
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import make_config
-from fluxscope.training.train import Training, train
 from tests.conftest import run_steps
 from tests.steps.test_layers import STEERED
 

@@ -10,10 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from fluxscope.commands.sweep_saes import sweep
+from fluxscope.commands.train_saes import Training, train
 from fluxscope.commands.training import SweepOptions, TrainOptions, numbers, shapes_captions, wanted_training
+from fluxscope.commands.wandb_log import check_wandb
 from fluxscope.errors import ConfigError, FluxscopeError
 from fluxscope.files import load_npy, read_json, read_jsonl, save_npy
 from fluxscope.progress import Reporter
+from fluxscope.run import harvest as harvesting
 from fluxscope.run.activations import ActivationStore
 from fluxscope.sae.formats import load
 from fluxscope.sae.relu import ReLU
@@ -21,10 +25,6 @@ from fluxscope.sae.table import named
 from fluxscope.sae.topk import TopK
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import make_config
-from fluxscope.training import harvest as harvesting
-from fluxscope.training.sweep import sweep
-from fluxscope.training.train import Training, train
-from fluxscope.training.wandb_log import check_wandb
 from tests.test_contract import check_json, table
 
 NAN = {("double.15.ff", 1): torch.full((8, 64, 128), torch.nan)}
@@ -209,7 +209,7 @@ def test_a_model_that_gives_nan_is_refused_while_its_activations_are_taken(tmp_p
 
 
 def test_wandb_without_the_package_is_one_clear_error_before_any_work(tmp_path, monkeypatch, model):
-    monkeypatch.setattr("fluxscope.training.wandb_log.find_spec", lambda name: None)
+    monkeypatch.setattr("fluxscope.commands.wandb_log.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="wandb package") as caught:
         train(make_config(**QUICK), model, training(tmp_path, wandb="project"), Reporter(quiet=True))
     assert "fluxscope[wandb]" in caught.value.hint

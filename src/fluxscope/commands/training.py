@@ -18,9 +18,9 @@ from fluxscope.sae.table import ARCHITECTURES, Sparsity, named, sparsities
 from fluxscope.settings.config import Config
 
 if TYPE_CHECKING:
+    from fluxscope.commands.train_saes import Training
     from fluxscope.models.model import Model
     from fluxscope.sae.normalisation import Whitening
-    from fluxscope.training.train import Training
 
 Command = TypeVar("Command", bound=Callable[..., None])
 Layers = Annotated[str, typer.Option("--layers", help="Blocks to train SAEs for, such as 5,15.")]
@@ -133,7 +133,7 @@ def _usual(sparsity: Sparsity, sweeps: bool, wide: bool) -> str:
 @with_sparsities(sweeps=False)
 def train_saes(config: Config, options: TrainOptions, quiet: Quiet = False, **given: str | None) -> None:
     """Train SAEs on the model's activations at the target step (and at --capture-steps)."""
-    from fluxscope.training.train import train
+    from fluxscope.commands.train_saes import train
 
     captions = shapes_captions(config, options.pictures)
     model = opened(config, options)
@@ -143,7 +143,7 @@ def train_saes(config: Config, options: TrainOptions, quiet: Quiet = False, **gi
 @with_sparsities(sweeps=True)
 def sweep_saes(config: Config, options: SweepOptions, quiet: Quiet = False, **given: str | None) -> None:
     """Train SAEs of several sparsities (k, or a penalty's weight) in one pass, and draw what they cost."""
-    from fluxscope.training.sweep import sweep
+    from fluxscope.commands.sweep_saes import sweep
 
     captions = shapes_captions(config, options.pictures)
     model = opened(config, options)
@@ -166,8 +166,8 @@ def wanted_training(
     Args:
         given: the text of each sparsity's flag, None where it was left out.
     """
+    from fluxscope.commands.train_saes import Training
     from fluxscope.sae.train import TrainConfig
-    from fluxscope.training.train import Training
 
     entry = named(options.architecture)
     values = sparsities_given(config, given, sweeps=isinstance(options, SweepOptions))[entry.sparsity]

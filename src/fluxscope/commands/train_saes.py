@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from fluxscope import files
+from fluxscope.commands.wandb_log import check_wandb, wandb_run
 from fluxscope.draw.training_plots import feature_density, training_curves
 from fluxscope.errors import ConfigError
 from fluxscope.models.model import Model
@@ -24,6 +25,7 @@ from fluxscope.models.splice import SplicedScores, random_twin, spliced_scores
 from fluxscope.progress import Reporter
 from fluxscope.run.activations import ActivationStore
 from fluxscope.run.context import picture_spec
+from fluxscope.run.harvest import Wanted, harvest, held_out_batches
 from fluxscope.run.lock import lock_folders
 from fluxscope.run.manifest import read_prompts
 from fluxscope.sae import LinearSae
@@ -34,8 +36,6 @@ from fluxscope.sae.metrics import Scores, evaluate
 from fluxscope.sae.table import sparsity_of
 from fluxscope.sae.train import Log, TrainConfig
 from fluxscope.settings.config import Config
-from fluxscope.training.harvest import Wanted, harvest, held_out_batches
-from fluxscope.training.wandb_log import check_wandb, wandb_run
 
 SEEDS_FROM = 1_000_000
 """Training pictures have seeds of their own, far from those of runs."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fluxscope import files
+from fluxscope.commands.train_saes import Trained, Training, train
 from fluxscope.draw.training_plots import Frontier, sparsity_frontier
 from fluxscope.errors import ConfigError
 from fluxscope.models.model import Model
@@ -18,7 +19,6 @@ from fluxscope.progress import Reporter
 from fluxscope.sae.table import sparsity_of
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import Config
-from fluxscope.training.train import Trained, Training, train
 
 
 def sweep(
