@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import ImageDraw
 
 from fluxscope.draw.grid import GridRow, labelled_grid
 from fluxscope.draw.heatmap import BLUE
@@ -49,6 +50,70 @@ def test_every_example_is_on_the_sheet_at_its_size():
     assert pixels(sheet, RED) == 0
     both = comparison_sheet(cards(3, 2), "Title", tile=100)
     assert pixels(both, GREEN) == pixels(both, RED) == 3 * 2 * 100 * 100
+
+
+def test_every_picture_stands_in_its_own_place_with_its_own_text(monkeypatch):
+    """Cards row by row, examples from left to right, a bare picture left of its overlay."""
+    words = []
+    write = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, at, text, *a, **k: (words.append(text), write(self, at, text, *a, **k)),
+    )
+    colours = {
+        (card, place, bare): (40 * card + 5, 90 * place + 7, 120 * bare + 9) for card, place, bare in PLACES
+    }
+    shown = [
+        FeatureCard(
+            100 + card,
+            [
+                Example(
+                    flat(colours[card, place, 0]), flat(colours[card, place, 1]), f"prompt {card} {place}"
+                )
+                for place in range(2)
+            ],
+            clip_coherence=0.1 + card / 100,
+            coherence_z=2.0 + card,
+            crop_coherence=0.5 + card / 100,
+            frequency=0.2 + card / 100,
+            coverage=30 + card,
+        )
+        for card in range(4)
+    ]
+    for sheet, kinds in ((contact_sheet, (0,)), (comparison_sheet, (1, 0))):
+        words.clear()
+        page = np.asarray(sheet(shown, "Title", across=2))
+        where = {}
+        for key in colours:
+            if key[2] in kinds:
+                rows, columns = np.nonzero((page == colours[key]).all(-1))
+                where[key] = rows.mean(), columns.mean()
+        for card, place, bare in where:
+            y, x = where[card, place, bare]
+            if card % 2 == 0:
+                assert where[card + 1, place, bare] == pytest.approx((y, where[card + 1, place, bare][1]))
+                assert where[card + 1, place, bare][1] > max(where[card, 1, kind][1] for kind in kinds)
+            if card < 2:
+                assert where[card + 2, place, bare] == (where[card + 2, place, bare][0], pytest.approx(x))
+                assert where[card + 2, place, bare][0] > y
+            if place == 0:
+                assert where[card, 1, bare][1] > x
+            if bare:
+                assert x < where[card, place, 0][1]
+        for card in range(4):
+            start = words.index(str(100 + card))
+            own = words[start : start + 11]
+            assert own[1:] == [
+                *("coherence", f"{0.1 + card / 100:.3f}", "z against chance", f"{2.0 + card:+.1f}"),
+                *("crop coherence", f"{0.5 + card / 100:.3f}", "frequency", f"{20 + card:.1f}%"),
+                *("prompts covered", str(30 + card)),
+            ]
+            captions = [word for word in words[start : start + 20] if word.startswith("prompt ")]
+            assert captions[:2] == [f"prompt {card} 0", f"prompt {card} 1"]
+
+
+PLACES = [(card, place, bare) for card in range(4) for place in range(2) for bare in range(2)]
 
 
 def test_rectangular_pictures_keep_their_shape():

@@ -1,0 +1,375 @@
+"""Wrong versions of the steps, and whether a test notices each: python -m tests.mutants [words of a name].
+
+Every mutant is a small change that leaves all files whole and all names right, and shows something untrue.
+The tests of shown values run against a copy of the package with that one change; a mutant that they let pass
+is listed, and the exit code is 1. Takes about half a minute a mutant; `test_mutants.py` checks that each
+still is a change of what stands in the source.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SHOWN, STEERED = "tests/steps/test_shown_values.py", "tests/steps/test_steered_values.py"
+DRAWN, COMPARED = "tests/draw", "tests/steps/test_compare_layers.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One wrong version: in a module of the package, `old` is replaced by `new`."""
+
+    name: str
+    module: str
+    old: str
+    new: str
+    tests: str
+
+    @property
+    def path(self) -> Path:
+        return Path("src/fluxscope") / self.module
+
+
+def _of(module: str, tests: str, *changes: tuple[str, str, str]) -> tuple[Mutant, ...]:
+    """Mutants of one module: name, old and new text of each."""
+    return tuple(Mutant(name, module, old, new, tests) for name, old, new in changes)
+
+
+MUTANTS = (
+    *_of(
+        "measures/stats.py",
+        SHOWN,
+        ("means over all pictures", "seen = np.maximum(count, 1)", "seen = np.full_like(count, n)"),
+        ("variance for deviation", "std=np.sqrt(np.maximum(", "std=(np.maximum("),
+        ("frequency of silence", "frequency=(count / n)", "frequency=(1 - count / n)"),
+    ),
+    *_of(
+        "steps/analyze.py",
+        SHOWN,
+        ("top pictures in reverse", "top_idx=stats.top_idx,", "top_idx=stats.top_idx[::-1].copy(),"),
+        ("the mean as maximum", "max=stats.maximum", "max=stats.mean"),
+        (
+            "dead features as alive",
+            "(files.alive_features, stats.alive)",
+            "(files.alive_features, stats.alive[::2])",
+        ),
+    ),
+    *_of(
+        "steps/clip_embed.py",
+        SHOWN,
+        (
+            "embeddings in reverse",
+            "(files.clip_embeddings, embeddings)",
+            "(files.clip_embeddings, embeddings[::-1])",
+        ),
+        ("ids for seeds", "[row.seed for row in rows]", "[row.image_id for row in rows]"),
+        ("ids for prompts", "[row.prompt_idx for row in rows]", "[row.image_id for row in rows]"),
+    ),
+    *_of(
+        "measures/selection.py",
+        SHOWN,
+        (
+            "z against sets of another size",
+            "(value - mean[n_top]) / deviation[n_top]",
+            "(value - mean[2]) / deviation[2]",
+        ),
+        ("least coherent first", "np.argsort(-value[eligible]", "np.argsort(value[eligible]"),
+        (
+            "the weakest examples",
+            "(unique and i in used)][:top_examples]",
+            "(unique and i in used)][-top_examples:]",
+        ),
+        ("pictures shown twice", "used.update(examples)", "used.update(examples[:0])"),
+        (
+            "coverage counts pictures",
+            "coverage += count_rows(best > eps)",
+            "coverage += count_rows(rows > eps)",
+        ),
+    ),
+    *_of(
+        "steps/select.py",
+        SHOWN,
+        ("coherence as z", "number(scores.coherence_z)", "number(scores.clip_coherence)"),
+        (
+            "coherence of crops is that of pictures",
+            "number(scores.crop_coherence)",
+            "number(scores.clip_coherence)",
+        ),
+        (
+            "frequency is coverage",
+            "float(scores.ranked.frequency[feature])",
+            "float(scores.ranked.coverage[feature])",
+        ),
+        ("crops around another picture's peak", "codes = store.image(image)", "codes = store.image(0)"),
+        ("crops of another feature's peak", "codes.column(int(feature))", "codes.column(int(features[0]))"),
+    ),
+    *_of(
+        "measures/clip.py",
+        SHOWN,
+        ("crops around the weakest token", "int(np.argmax(token_map))", "int(np.argmin(token_map))"),
+        ("crops transposed", "_span((column + 0.5) / columns, size[0]", "_span((row + 0.5) / rows, size[0]"),
+    ),
+    *_of(
+        "steps/overlays.py",
+        SHOWN,
+        ("picture 0's codes", "store.image(manifest.place[row.image_id])", "store.image(0)"),
+        ("the first feature's codes", ".column(feature).numpy()", ".column(features[0].feature_id).numpy()"),
+        ("a sum as maximum", "activation_max=float(tokenmap.max())", "activation_max=float(tokenmap.sum())"),
+        ("half of the colour", "heatmap, config.alpha_scale)", "heatmap, config.alpha_scale / 2)"),
+        ("another percentile", "clip_percentile=config.clip_percentile\n", "clip_percentile=50.0\n"),
+        ("the next seed", "seed=row.seed", "seed=row.seed + 1"),
+    ),
+    *_of(
+        "draw/heatmap.py",
+        SHOWN,
+        ("heat transposed", "0, 1).reshape(rows, columns)", "0, 1).reshape(columns, rows).T"),
+        ("heat upside down", "0, 1).reshape(rows, columns)", "0, 1).reshape(rows, columns)[::-1]"),
+        ("heat is cold", "alpha = np.clip(heatmap, 0, 1)", "alpha = 1 - np.clip(heatmap, 0, 1)"),
+    ),
+    *_of(
+        "steps/contact_sheet.py",
+        SHOWN,
+        (
+            "bare pictures as overlays",
+            "open_picture(root / item.overlay_path)",
+            "open_picture(root / item.base_image_path)",
+        ),
+        ("the first prompt below all", "caption=item.prompt", "caption=own[0].prompt"),
+        ("the mean as maximum on the sheet", "{item.activation_max:.2f}", "{item.activation_mean:.2f}"),
+        (
+            "all features have the first one's pictures",
+            "item.feature_id == record.feature_id]",
+            "item.feature_id == items[0].feature_id]",
+        ),
+    ),
+    *_of(
+        "draw/sheet.py",
+        f"{SHOWN} {DRAWN}",
+        (
+            "z's label over coherence",
+            '("z against chance", self.coherence_z',
+            '("z against chance", self.clip_coherence',
+        ),
+        (
+            "crops' label over coherence",
+            '("crop coherence", self.crop_coherence',
+            '("crop coherence", self.clip_coherence',
+        ),
+        (
+            "the first example in every place",
+            "(x, top + PAD), example, layout)",
+            "(x, top + PAD), card.examples[0], layout)",
+        ),
+        (
+            "cards in reverse",
+            "for number, card in enumerate(cards):",
+            "for number, card in enumerate(cards[::-1]):",
+        ),
+        (
+            "bare and overlaid picture swapped",
+            "[example.original, example.overlay]",
+            "[example.overlay, example.original]",
+        ),
+        (
+            "another feature's number in the head",
+            "str(card.feature_id), INK",
+            "str(card.feature_id + 1), INK",
+        ),
+    ),
+    *_of(
+        "steps/decoder.py",
+        SHOWN,
+        (
+            "the least similar as nearest",
+            "others.topk(min(NEAREST, len(others) - 1))",
+            "others.neg().topk(min(NEAREST, len(others) - 1))",
+        ),
+        (
+            "encoder and decoder swapped",
+            "decoder_norm=float(decoder[row].norm())",
+            "decoder_norm=float(encoder[row].norm())",
+        ),
+        (
+            "cosines of unscaled columns",
+            "nn.functional.normalize(sae.decoder.weight, dim=0)",
+            "nn.functional.normalize(sae.decoder.weight, dim=1)",
+        ),
+        ("similarities of the wrong pair", "float(cosines[i, b])", "float(cosines[i, a])"),
+    ),
+    *_of(
+        "steps/steer.py",
+        STEERED,
+        (
+            "the control is the feature itself",
+            "random_direction(bench.steerer.sae.input_dim, feature)",
+            "bench.steerer.sae.decoder.weight[:, feature]",
+        ),
+        ("inside and outside swapped", "inside=inside, outside=outside", "inside=outside, outside=inside"),
+        (
+            "the control's numbers are the feature's",
+            "nonzero(bench), controls)",
+            "nonzero(bench), strengths)",
+        ),
+        (
+            "scales in another order",
+            "for scale in config.steer_scales]\n    return",
+            "for scale in config.steer_scales[::-1]]\n    return",
+        ),
+        (
+            "pictures under another strength's name",
+            "for s in nonzero(bench)]\n    for name",
+            "for s in nonzero(bench)[::-1]]\n    for name",
+        ),
+        (
+            "the control's pictures are the feature's",
+            "pictures, words = list(made.pictures.numpy()), notes",
+            "pictures, words = list(own.pictures.numpy()), notes",
+        ),
+        (
+            "labels in reverse",
+            "labels = [signed(s) for s in strengths]",
+            "labels = [signed(s) for s in strengths[::-1]]",
+        ),
+    ),
+    *_of(
+        "run/steering.py",
+        STEERED,
+        ("the median as unit", "np.percentile(values, UNIT_PERCENTILE)", "np.percentile(values, 50)"),
+        (
+            "a push without its sign",
+            "amount = strength * self.unit(feature)[1]",
+            "amount = abs(strength) * self.unit(feature)[1]",
+        ),
+        (
+            "strangers of one prompt",
+            "if rows[a].prompt != rows[b].prompt]",
+            "if rows[a].prompt == rows[b].prompt]",
+        ),
+        (
+            "another picture's token map",
+            "self.store.image(self.manifest.place[image_id])",
+            "self.store.image(0)",
+        ),
+        (
+            "the largest distance of strangers",
+            "float(np.median(self.distance(left, right)))",
+            "float(np.max(self.distance(left, right)))",
+        ),
+    ),
+    *_of(
+        "models/edits.py",
+        STEERED,
+        ("scale 1 doubles", "amount, z: (amount - 1) * z", "amount, z: amount * z"),
+        ("one step too many", "(last if dash else first) + 1)", "(last if dash else first) + 2)"),
+        (
+            "pushes of the raw direction",
+            'nn.functional.normalize(column, dim=0) if change.kind == "add" else column',
+            "column * 2",
+        ),
+    ),
+    *_of(
+        "measures/distance.py",
+        STEERED,
+        (
+            "locality reversed",
+            "return mean(heatmap), mean(1 - heatmap)",
+            "return mean(1 - heatmap), mean(heatmap)",
+        ),
+    ),
+    *_of(
+        "steps/find_demos.py",
+        STEERED,
+        (
+            "the worst screened go on",
+            "screened.sort(key=worth_of_demo, reverse=True)",
+            "screened.sort(key=worth_of_demo)",
+        ),
+        (
+            "the worst finals are kept",
+            "finals.sort(key=lambda final: worth_of_demo(final.demo), reverse=True)",
+            "finals.sort(key=lambda final: worth_of_demo(final.demo))",
+        ),
+        ("up and down swapped", "distances[::2], distances[1::2]", "distances[1::2], distances[::2]"),
+        (
+            "whole ones are broken",
+            "broken=max(positive, negative) >= strangers",
+            "broken=max(positive, negative) < strangers",
+        ),
+        (
+            "another picture's activation",
+            "activations=[float(column[i]) for i in sample]",
+            "activations=[float(column[i]) for i in sample[::-1]]",
+        ),
+        ("the weakest try is the best", "best = max(tries, key=worth)", "best = min(tries, key=worth)"),
+        (
+            "demos under another strength",
+            "zip(tried.strengths, tried.made.pictures.numpy()",
+            "zip(tried.strengths[::-1], tried.made.pictures.numpy()",
+        ),
+    ),
+    *_of(
+        "measures/effect.py",
+        f"{STEERED} tests/measures/test_effect.py",
+        ("a score without consistency", "* (0.5 + 0.5 * consistency)", "* (0.5 + 0.5)"),
+    ),
+    *_of(
+        "steps/assemble_grids.py",
+        f"{STEERED} tests/steps/test_steering.py",
+        (
+            "the strip from up to down",
+            "create_feature_grid(list(row.pictures)",
+            "create_feature_grid(list(row.pictures)[::-1]",
+        ),
+    ),
+    *_of(
+        "steps/compare_layers.py",
+        COMPARED,
+        (
+            "blocks swapped",
+            'f"alive_only_in_{names[0]}": len(first - second)',
+            'f"alive_only_in_{names[0]}": len(second - first)',
+        ),
+        (
+            "deviation of tokens for pictures",
+            "std_l0=float(per_image.std())",
+            "std_l0=float(per_image.var())",
+        ),
+        ("persist and vanish swapped", "persist=shared.persist.tolist()", "persist=shared.vanish.tolist()"),
+    ),
+)
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether the mutant's tests pass all the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(ROOT / "src", Path(folder) / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        changed = Path(folder) / mutant.path
+        changed.write_text(changed.read_text().replace(mutant.old, mutant.new))
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests.split()],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(Path(folder) / "src")},
+            capture_output=True,
+        )
+    return run.returncode == 0
+
+
+def main(words: str) -> int:
+    chosen = [mutant for mutant in MUTANTS if words in mutant.name]
+    alive = []
+    for mutant in chosen:
+        lives = survives(mutant)
+        alive += [mutant.name] * lives
+        print(f"{'SURVIVES' if lives else 'noticed ':8}  {mutant.name}", flush=True)
+    print(f"{len(chosen) - len(alive)} of {len(chosen)} wrong versions are noticed")
+    return 1 if alive else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(" ".join(sys.argv[1:])))
