@@ -44,6 +44,16 @@ def test_a_step_is_run_once_and_again_when_its_input_holds_something_else(contex
     assert not is_fresh(ANALYZE, context)
 
 
+def test_an_input_that_changed_is_seen_in_a_folder_with_a_relative_name(context, monkeypatch):
+    run_step(ANALYZE, context, STEPS)
+    monkeypatch.chdir(context.files.root.parent)
+    config = make_config(out_dir="run")
+    here = Context(config, RunDir.of(config), context.report)
+    assert is_fresh(ANALYZE, here)
+    save_npy(here.files.s_matrix, np.eye(3, 5, 1, dtype=np.float32))
+    assert not is_fresh(ANALYZE, here)
+
+
 def test_other_settings_make_it_stale(context):
     run_step(ANALYZE, context, STEPS)
     other = make_config(out_dir=context.config.out_dir, top_k_per_image=2)

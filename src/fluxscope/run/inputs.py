@@ -52,10 +52,11 @@ def digest_of(name: str, context: Context, log: StepLog, both_layers: bool = Fal
     if name == "prompts":
         return log.digest(Path(config.prompts_path or "").absolute())
     places = [RunDir.of(config, site) for site in config.compared_sites] if both_layers else [files]
-    paths = {files.relative(path): path for place in places for path in paths_of(name, config, place)}
+    found = [path for place in places for path in paths_of(name, config, place)]
+    paths = {files.relative(path): path.absolute() for path in found}  # out_dir may be relative
     if len(paths) == 1:
         return log.digest(next(iter(paths.values())))
-    return combined((path, log.digest(path)) for path in paths) if paths else None
+    return combined((name, log.digest(path)) for name, path in paths.items()) if paths else None
 
 
 def paths_of(name: str, config: Config, files: RunDir) -> list[Path]:
