@@ -65,7 +65,7 @@ def ours(folder: Path) -> dict[str, np.ndarray]:
         "top_idx": stats.top_idx,
         "coherence": scores.clip_coherence,
         "z": scores.coherence_z,
-        "coverage": scores.ranked.coverage,
+        "coverage": scores.coverage,
         "chosen": np.array([r["feature_id"] for r in chosen]),
         "examples": np.array([r["example_image_ids"] for r in chosen]),
     }

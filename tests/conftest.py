@@ -3,7 +3,10 @@
 from jaxtyping import install_import_hook
 
 # Where arrays are. Config checks its own types, with words for users.
-CHECKED = ("dims", "draw", "measures", "models", "run", "sae", "shapes", "steps", "training")
+CHECKED = (
+    *("draw", "measures", "models", "run", "sae", "shapes", "steps"),
+    *("commands.train_saes", "commands.sweep_saes"),
+)
 install_import_hook([f"fluxscope.{name}" for name in CHECKED], "beartype.beartype")
 
 import os

@@ -21,7 +21,9 @@ def flat(colour, shape=(64, 64)):
 
 def cards(count=3, examples=2, shape=(64, 64), caption="a large blue square on a white background"):
     example = Example(flat(GREEN, shape), flat(RED, shape), caption, "image 3")
-    return [FeatureCard(i, [example] * examples, 0.8, 2.5, None, 0.1, 12) for i in range(count)]
+    measures = {"clip_coherence": 0.8, "coherence_z": 2.5, "crop_coherence": None}
+    measures |= {"frequency": 0.1, "coverage": 12}
+    return [FeatureCard(i, [example] * examples, measures) for i in range(count)]
 
 
 def pixels(image, colour):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fluxscope.draw.heatmap import Picture
@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 GAP, PAD = 14, 16
 SIDE = 172  # width of the card's column of numbers
 CAPTION, SMALL = 13, 12  # sizes of type, pixels
+
+
+SHOWN = {
+    "clip_coherence": ("coherence", "{:.3f}"),
+    "coherence_z": ("z against chance", "{:+.1f}"),
+    "crop_coherence": ("crop coherence", "{:.3f}"),
+    "frequency": ("frequency", "{:.1%}"),
+    "coverage": ("prompts covered", "{}"),
+}
+"""The measures that a card shows, by their names, in its order: label, and form of the number."""
 
 
 @dataclass(frozen=True)
@@ -39,27 +49,17 @@ class Example:
 
 @dataclass(frozen=True)
 class FeatureCard:
-    """A feature with its examples; None stands for a number that was not measured."""
+    """A feature with its examples and its measures by name; None stands for what was not measured."""
 
     feature_id: int
     examples: Sequence[Example]
-    clip_coherence: float | None = None
-    coherence_z: float | None = None
-    crop_coherence: float | None = None
-    frequency: float | None = None
-    coverage: int | None = None
+    measures: Mapping[str, float | None] = field(default_factory=dict)
     name: str = ""
 
     def numbers(self) -> list[tuple[str, str]]:
         """Label and value of what is known, in the order of the card."""
-        shown = [
-            ("coherence", self.clip_coherence, "{:.3f}"),
-            ("z against chance", self.coherence_z, "{:+.1f}"),
-            ("crop coherence", self.crop_coherence, "{:.3f}"),
-            ("frequency", self.frequency, "{:.1%}"),
-            ("prompts covered", self.coverage, "{}"),
-        ]
-        return [(label, form.format(value)) for label, value, form in shown if value is not None]
+        shown = [(label, form, self.measures.get(name)) for name, (label, form) in SHOWN.items()]
+        return [(label, form.format(value)) for label, form, value in shown if value is not None]
 
 
 def contact_sheet(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
@@ -46,26 +46,36 @@ class RankedImages:
 class FeatureScores:
     """What the selection knows of every feature. NaN stands for what was not, or cannot be, measured.
 
+    All but `ranked` are measures, one number a feature: a further one is a field here and a value in
+    `score_features`; step 4 writes it, and draw/sheet.py says whether a card shows it.
+
     Attributes:
         ranked: the top images behind the scores.
-        n_top: int32 (f), how many top images (of distinct prompts) there are.
         clip_coherence: float32 (f), their mean pairwise cosine; NaN with too few prompts.
         coherence_z: float32 (f), its distance from the coherence of random image sets of the same size and
             of distinct prompts, in their standard deviations.
         crop_coherence: float32 (f), the same of crops around the activation's peak (see with_crops).
+        coverage, frequency: those of `ranked`.
+        n_top: int32 (f), how many top images (of distinct prompts) there are.
     """
 
     ranked: RankedImages
-    n_top: Int32[np.ndarray, " f"]
     clip_coherence: Float32[np.ndarray, " f"]
     coherence_z: Float32[np.ndarray, " f"]
     crop_coherence: Float32[np.ndarray, " f"]
+    coverage: Int32[np.ndarray, " f"]
+    frequency: Float32[np.ndarray, " f"]
+    n_top: Int32[np.ndarray, " f"]
+
+    def measures(self) -> dict[str, np.ndarray]:
+        """Every measure by its name."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "ranked"}
 
     def by(self, name: str) -> np.ndarray:
         """The scores to rank by; a ConfigError names the known ones."""
         if name not in RANKINGS:
             raise ConfigError(f"rank_by is {name!r}", f"Choose one of {', '.join(RANKINGS)}.")
-        return np.asarray(getattr(self.ranked if name in ("coverage", "frequency") else self, name))
+        return self.measures()[name]
 
 
 @dataclass(frozen=True)
@@ -188,8 +198,15 @@ def score_features(
     mean, deviation = random_coherence(embeddings, prompt_idx, top_m)
     # Where every random set is the same set (all prompts are needed), chance has no spread and z no meaning.
     deviation = np.where(deviation > 1e-9, deviation, np.nan)
-    z = ((value - mean[n_top]) / deviation[n_top]).astype(np.float32)
-    return FeatureScores(ranked, n_top, value, z, np.full(len(value), np.nan, np.float32))
+    return FeatureScores(
+        ranked,
+        clip_coherence=value,
+        coherence_z=((value - mean[n_top]) / deviation[n_top]).astype(np.float32),
+        crop_coherence=np.full(len(value), np.nan, np.float32),
+        coverage=ranked.coverage,
+        frequency=ranked.frequency,
+        n_top=n_top,
+    )
 
 
 def with_crops(

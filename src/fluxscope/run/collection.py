@@ -273,6 +273,8 @@ def write_run_log(config: Config, target: Target, jobs: list[Job], completed: in
     before = (RunLog.read(path).total_time_seconds or 0.0) if path.is_file() else 0.0
     RunLog(
         settings=dataclasses.asdict(config),
+        model_id=config.model_id,
+        num_inference_steps=config.num_inference_steps,
         layer_index=target.files.layer,
         site=target.recorder.site.name,
         target_step_number=config.target_step_number,

@@ -6,12 +6,13 @@ docs/make_disk_format.py writes the tables of docs/disk-format.md from them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fluxscope.errors import MissingInputError
-from fluxscope.run.strict_json import Number, Record, others, ours, part
+from fluxscope.run.strict_json import Number, Record, is_number, others, ours, part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,8 @@ class RunLog(Record):
     """run_log.json"""
 
     settings: dict[str, Any] = others("Every setting of the run, by its name.")
+    model_id: str | None = ours("The model.")
+    num_inference_steps: int | None = ours("Denoising steps of a picture.")
     layer_index: int | None = ours("The double block that the files are about, from 0.")
     site: str | None = ours("Where in the model its SAE listens.")
     target_step_number: int | None = ours("The denoising step that was looked at, from 1.")
@@ -73,6 +76,10 @@ class ClipMeta(Record):
     normalized: bool = part("Whether the rows are unit vectors.")
 
 
+MEASURES = ("clip_coherence", "coherence_z", "crop_coherence", "coverage", "frequency", "n_top")
+"""The measures of a selected feature that are fields of its record."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SelectedFeature(Record):
     """A feature of selected_features.json"""
@@ -88,8 +95,30 @@ class SelectedFeature(Record):
     coverage: int | None = ours("Distinct prompts on which it is active.")
     frequency: Number | None = ours("Share of pictures on which it is active.")
     n_top: int | None = ours("How many top pictures there are.")
+    further: dict[str, Any] = others("Further measures, by their names.")
     example_image_ids: list[int] = part("Pictures that it is shown on.")
     top_m_image_ids: list[int] = part("Its top pictures of distinct prompts, strongest first.")
+
+    @classmethod
+    def of(
+        cls, feature_id: int, measures: Mapping[str, Number | None], examples: list[int], top: list[int]
+    ) -> SelectedFeature:
+        """A feature with its measures by name."""
+        own: dict[str, Any] = {name: measures[name] for name in MEASURES}
+        further = {name: value for name, value in measures.items() if name not in MEASURES}
+        return cls(
+            feature_id=feature_id,
+            **own,
+            further=further,
+            example_image_ids=examples,
+            top_m_image_ids=top,
+        )
+
+    @property
+    def measures(self) -> dict[str, Number | None]:
+        """Every measure by its name; None where it was not taken. Keys that hold no number are none."""
+        further = {name: value for name, value in self.further.items() if is_number(value)}
+        return {name: getattr(self, name) for name in MEASURES} | further
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +174,11 @@ class OverlaySummary(Record):
     width: int = part("Its width.")
     token_grid_size: list[int] = part("Rows and columns of image tokens.")
     overlay_style: str | None = ours("smooth (bilinear) or blocky.")
+    clip_percentile: Number | None = ours("Percentile of a token map that is drawn at full colour.")
+    alpha_scale: Number | None = ours("Opacity of full colour.")
+    site: str | None = ours("Where in the model the SAE listened.")
+    model_id: str | None = ours("The model.")
+    num_inference_steps: int | None = ours("Denoising steps of a picture.")
     items: list[Overlay] = part("The overlays, feature by feature.")
 
 

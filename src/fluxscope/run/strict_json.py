@@ -223,9 +223,15 @@ def _int(value: Any, place: Place) -> int:
     return value
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number that arrays hold."""
+    if type(value) is int:
+        return abs(value) <= LARGEST
+    return type(value) is float and math.isfinite(value)
+
+
 def _number(value: Any, place: Place) -> Number:
-    whole = type(value) is int and abs(value) <= LARGEST
-    if not whole and not (type(value) is float and math.isfinite(value)):
+    if not is_number(value):
         place.refuse(f"is {in_words(value)}, not a finite number")
     return cast(Number, value)
 

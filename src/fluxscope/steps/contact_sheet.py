@@ -15,11 +15,11 @@ def run(context: Context) -> str:
     selection = Selection.read(files.selected_features)
     if not selection.features:
         return nothing_to_show(context)
-    items = OverlaySummary.read(files.overlay_summary, files.root).items
-    cards = [card_of(context, record, items) for record in selection.features]
+    overlays = OverlaySummary.read(files.overlay_summary, files.root)
+    cards = [card_of(context, record, overlays.items) for record in selection.features]
     title = f"The {len(cards)} features with the highest {selection.rank_by or 'clip_coherence'}"
     title = title.replace("clip_", "CLIP ").replace("_", " ")
-    subtitle, footer = subtitle_of(context, selection), footer_of(context)
+    subtitle, footer = subtitle_of(overlays, selection), footer_of(overlays, selection)
     across = 2 if len(cards) > 6 else 1
     save_image(files.contact_sheet, contact_sheet(cards, title, subtitle, footer, across=across))
     save_image(files.contact_sheet_comparison, comparison_sheet(cards, title, subtitle, footer))
@@ -54,30 +54,27 @@ def card_of(context: Context, record: SelectedFeature, items: list[Overlay]) -> 
         )
         for item in own
     ]
-    return FeatureCard(
-        record.feature_id,
-        examples,
-        clip_coherence=record.clip_coherence,
-        coherence_z=record.coherence_z,
-        crop_coherence=record.crop_coherence,
-        frequency=record.frequency,
-        coverage=record.coverage,
-    )
+    return FeatureCard(record.feature_id, examples, record.measures)
 
 
-def subtitle_of(context: Context, selection: Selection) -> str:
-    config, files = context.config, context.files
+def subtitle_of(overlays: OverlaySummary, selection: Selection) -> str:
+    """What the overlays were made of; files of other programs leave some of it out."""
+    step = f"step {overlays.target_step_number}"
+    if overlays.num_inference_steps is not None:
+        step += f" of {overlays.num_inference_steps}"
+    alive = f"{selection.num_alive_features} features alive on {selection.num_images} pictures"
+    parts = [overlays.model_id, overlays.site or f"layer {overlays.layer_index}", step, alive]
+    return " · ".join(part for part in parts if part)
+
+
+def footer_of(overlays: OverlaySummary, selection: Selection) -> str:
+    """How to read the sheet, with the values that the overlays were drawn with."""
+    blue = "Blue: where the feature is active"
+    if overlays.clip_percentile is not None:
+        blue += f"; full colour at percentile {overlays.clip_percentile:g} of its token map"
+    if overlays.alpha_scale is not None:
+        blue += f", {overlays.alpha_scale:.0%} opaque"
     return (
-        f"{config.model_id} · {files.site} · step {config.target_step_number} of "
-        f"{config.num_inference_steps} · {selection.num_alive_features} features alive on "
-        f"{selection.num_images} pictures"
-    )
-
-
-def footer_of(context: Context) -> str:
-    config = context.config
-    return (
-        f"Blue: where the feature is active; full colour at percentile {config.clip_percentile:g} of its "
-        f"token map. Coherence: mean pairwise CLIP cosine over the top {config.top_m_per_feature} pictures "
+        f"{blue}. Coherence: mean pairwise CLIP cosine over the top {selection.top_m_per_feature} pictures "
         f"of distinct prompts; z: against random sets of the same size."
     )

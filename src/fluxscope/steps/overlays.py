@@ -17,7 +17,7 @@ from fluxscope.measures.clip import open_picture
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context
 from fluxscope.run.manifest import Manifest, ManifestRow
-from fluxscope.run.records import Overlay, OverlaySummary, Selection
+from fluxscope.run.records import Overlay, OverlaySummary, RunLog, Selection
 
 HEATMAPS = {"smooth": token_map_to_heatmap, "blocky": token_map_to_blocky_heatmap}
 
@@ -33,6 +33,7 @@ def run(context: Context) -> str:
     for feature, row in wanted:
         tokenmap = store.image(manifest.place[row.image_id]).column(feature).numpy()
         items.append(draw_one(context, feature, row, tokenmap))
+    log = RunLog.read(files.run_log) if files.run_log.is_file() else RunLog()
     assert config.height is not None and config.width is not None
     OverlaySummary(
         layer_index=files.layer,
@@ -41,6 +42,11 @@ def run(context: Context) -> str:
         width=config.width,
         token_grid_size=list(config.image_token_grid),
         overlay_style=config.overlay_style,
+        clip_percentile=config.clip_percentile,
+        alpha_scale=config.alpha_scale,
+        site=files.site,
+        model_id=log.model_id,
+        num_inference_steps=log.num_inference_steps,
         items=items,
     ).write(files.overlay_summary)
     if not features:

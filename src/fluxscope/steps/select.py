@@ -94,22 +94,9 @@ def shows_few(config: Config, manifest: Manifest) -> bool:
 
 def record_of(scores: FeatureScores, choice: Choice) -> SelectedFeature:
     """What selected_features.json says of a feature; null for what was not measured."""
-    feature = choice.feature_id
-
-    def number(values: np.ndarray) -> float | None:
-        return float(values[feature]) if np.isfinite(values[feature]) else None
-
-    return SelectedFeature(
-        feature_id=feature,
-        clip_coherence=float(scores.clip_coherence[feature]),
-        coherence_z=number(scores.coherence_z),
-        crop_coherence=number(scores.crop_coherence),
-        coverage=int(scores.ranked.coverage[feature]),
-        frequency=float(scores.ranked.frequency[feature]),
-        n_top=int(scores.n_top[feature]),
-        example_image_ids=choice.example_image_ids,
-        top_m_image_ids=choice.top_m_image_ids,
-    )
+    values = {name: value[choice.feature_id] for name, value in scores.measures().items()}
+    numbers = {name: value.item() if np.isfinite(value) else None for name, value in values.items()}
+    return SelectedFeature.of(choice.feature_id, numbers, choice.example_image_ids, choice.top_m_image_ids)
 
 
 def add_crops(
@@ -163,7 +150,7 @@ def write_selection(
     config, files = context.config, context.files
     Selection(
         num_images=len(manifest.rows),
-        num_alive_features=int((scores.ranked.frequency > 0).sum()),
+        num_alive_features=int((scores.frequency > 0).sum()),
         top_m_per_feature=config.top_m_per_feature,
         top_features=config.top_features,
         top_examples_per_feature=config.top_examples_per_feature,
@@ -173,12 +160,4 @@ def write_selection(
         layer_index=files.layer,
         features=features,
     ).write(files.selected_features)
-    save_npz(
-        files.feature_scores,
-        clip_coherence=scores.clip_coherence,
-        coherence_z=scores.coherence_z,
-        crop_coherence=scores.crop_coherence,
-        coverage=scores.ranked.coverage,
-        frequency=scores.ranked.frequency,
-        n_top=scores.n_top,
-    )
+    save_npz(files.feature_scores, **scores.measures())
