@@ -236,6 +236,13 @@ def render(scene: Scene) -> Rendering:
     return Rendering(picture.round().astype(np.uint8), masks, boxes)
 
 
+def corners(shape: str) -> list[tuple[float, float]]:
+    """Where a shape's outline turns sharply: (x, y) in radii from its centre; none for circle and ring."""
+    if shape == "heart":
+        return [_OUTLINES["heart"][0], _OUTLINES["heart"][40]]  # the notch and the tip
+    return list(_OUTLINES.get(shape, []))
+
+
 def mask_box(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
     """The box (x0, y0, x1, y1; ends exclusive) around a mask that is not empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
