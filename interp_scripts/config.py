@@ -2,7 +2,8 @@
 
 `fluxscope` reads them too when told to: `fluxscope run --config interp_scripts/config.py`.
 None means: what fits the model (for flux-shapes 128 x 128 pixels and the SAEs that ship with it; for
-FLUX.1-dev 256 x 256 and openai/clip-vit-base-patch32). What each setting means: docs/help.md.
+FLUX.1-dev 256 x 256 and openai/clip-vit-base-patch32; for both 20 steps and guidance 3.5).
+What each setting means: docs/help.md.
 
 The prompts are those of test_prompts.txt beside this file, one a line: overwrite them with yours
 (prompts/natural.txt holds 100 for FLUX.1).
@@ -49,10 +50,10 @@ class Config(fluxscope_config.Config):
     height: int | None = None
     width: int | None = None
     patch_size: int = 16
-    num_inference_steps: int = 20
-    guidance_scale: float = 3.5
+    num_inference_steps: int | None = None  # 20; 4 for schnell
+    guidance_scale: float | None = None  # 3.5; schnell takes none
     max_sequence_length: int | None = None
-    target_step_number: int = 14  # counted from 1
+    target_step_number: int | None = None  # counted from 1: 14 of 20, 3 of 4
     sites: tuple[str, ...] = ()  # further sites, with "=" and an SAE, or raw
     capture_steps: tuple[int, ...] = ()  # further steps to keep codes of, counted from 1
     prompts_path: str | None = str(HERE / "test_prompts.txt")

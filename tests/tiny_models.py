@@ -37,13 +37,14 @@ CHAT = (
 """A chat template that says what the user says, and nothing else."""
 
 
-def flux1(folder: Path, kind: type) -> None:
+def flux1(folder: Path, kind: type, guidance_embeds: bool = True) -> None:
     """The text encoders and autoencoder of flux-shapes around a transformer of two and two blocks."""
     shapes = FluxPipeline.from_pretrained(FLUX_SHAPES, dtype=torch.float32, transformer=None)
     transformer = FluxTransformer2DModel(
         **{"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16},
         **{"axes_dims_rope": (4, 6, 6), "in_channels": 4 * shapes.vae.config.latent_channels},
-        **{"joint_attention_dim": 96, "pooled_projection_dim": 96, "guidance_embeds": True},
+        **{"joint_attention_dim": 96, "pooled_projection_dim": 96},
+        guidance_embeds=guidance_embeds,
     )
     parts = {name: part for name, part in shapes.components.items() if name in shapes.config}
     parts["transformer"] = transformer
@@ -82,13 +83,13 @@ def flux2_dev(folder: Path) -> None:
     Flux2Pipeline(text_encoder=encoder, **flux2_parts(16, guidance_embeds=True)).save_pretrained(folder)
 
 
-def flux2_klein(folder: Path) -> None:
+def flux2_klein(folder: Path, is_distilled: bool = False) -> None:
     config = Qwen3Config(
         **{"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 27},
         **{"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8},
     )
     parts = flux2_parts(16, guidance_embeds=False)
-    pipe = Flux2KleinPipeline(text_encoder=Qwen3ForCausalLM(config), **parts, is_distilled=False)
+    pipe = Flux2KleinPipeline(text_encoder=Qwen3ForCausalLM(config), **parts, is_distilled=is_distilled)
     pipe.save_pretrained(folder)
 
 
@@ -112,10 +113,17 @@ TINY: dict[str, Callable[[Path], None]] = {
 """What makes a folder, by the class that its model_index.json names."""
 
 
+DISTILLED: dict[str, Callable[[Path], None]] = {
+    "schnell": lambda folder: flux1(folder, FluxPipeline, guidance_embeds=False),
+    "klein": lambda folder: flux2_klein(folder, is_distilled=True),
+}
+"""What makes a model that takes no guidance and few steps."""
+
+
 def save_tiny(pipeline: str, folder: Path) -> Path:
-    """Make a tiny model of a pipeline class; the same weights whenever it is asked."""
+    """Make a tiny model of a pipeline class, or a distilled one; the same weights whenever it is asked."""
     shutil.rmtree(folder, ignore_errors=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        TINY[pipeline](folder)
+        (TINY | DISTILLED)[pipeline](folder)
     return folder

@@ -84,7 +84,10 @@ def test_no_setting_takes_a_hostile_value(name, value):
         ),
         ({"demo_percentile_low": 80.0, "demo_percentile_high": 80.0}, "80 is not below"),
         ({"images_subdir": "pics", "overlays_subdir": "./pics"}, "are both 'pics'"),
-        ({"num_inference_steps": 5}, "target_step_number 14 is not among the 5 steps"),
+        (
+            {"num_inference_steps": 5, "target_step_number": 14},
+            "target_step_number 14 is not among the 5 steps",
+        ),
         ({"capture_steps": (0,)}, "capture_steps 0 is not among"),
         ({"patch_grid": (0, 8)}, "at least 1"),
     ],

@@ -19,6 +19,7 @@ from fluxscope.models.families.family import check_weights
 from fluxscope.models.model import open_model
 from fluxscope.models.placement import pick_device, pick_dtype
 from fluxscope.models.spec import ModelSpec
+from fluxscope.run.context import picture_spec
 from fluxscope.run.jobs import plan_jobs
 from fluxscope.run.rundir import RunDir
 from fluxscope.sae.formats import SaeInfo, load
@@ -150,7 +151,7 @@ def needs_of(config: Config, spec: ModelSpec | None, saes: dict[str, SaeInfo | N
     except FluxscopeError as error:
         return [Finding("prompts", error.message, error.hint)]
     batch = config.batch_size or 1
-    calls = math.ceil(len(jobs) / batch) * config.num_inference_steps
+    calls = math.ceil(len(jobs) / batch) * picture_spec(config).steps
     infos = [info for site, info in saes.items() if info and site in config.collected_sites]
     infos += [load(path)[1] for _, path in further_sites(config) if path]
     width = spec.width if spec else 0

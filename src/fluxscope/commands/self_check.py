@@ -32,7 +32,7 @@ def self_check(config: Config, prompt: str, seed: int, report: Reporter) -> bool
     files = RunDir.of(config)
     assert config.prompts_path is not None
     prompt = prompt or read_prompts(config.prompts_path)[0]
-    steerer = load_steerer(config, open_model_of(config), files.site, [prompt])
+    steerer = load_steerer(config, open_model_of(config, report), files.site, [prompt])
     scope = scope_of(config, files.site)
     norm, feature = survey(steerer, prompt, seed, scope)
     report.say(f"{config.model_id}, {scope.site.name}, steps {scope.steps[0]}-{scope.steps[-1]}")

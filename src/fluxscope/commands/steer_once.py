@@ -125,7 +125,8 @@ def file_name(*words: str) -> str:
 
 def loaded(config: Config, request: Request, report: Reporter) -> Steerer:
     """The model with the request's prompt; says what it doesn't know of it."""
-    steerer = load_steerer(config, open_model_of(config), config.site, [request.prompt], request.features)
+    model = open_model_of(config, report)
+    steerer = load_steerer(config, model, config.site, [request.prompt], request.features)
     for warning in steerer.prompts.warnings:
         report.say(f"warning: {warning}")
     return steerer

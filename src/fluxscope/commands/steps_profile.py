@@ -46,7 +46,8 @@ def profile_steps(context: Context, pictures: int) -> str:
             f"{files.selected_features} is not there", "Run step 4 first: fluxscope select"
         )
     features = [each.feature_id for each in Selection.read_some(files.selected_features).features]
-    numbers = config.capture_steps or tuple(range(1, config.num_inference_steps + 1))
+    n_steps = picture_spec(config).steps
+    numbers = config.capture_steps or tuple(range(1, n_steps + 1))
     steps = sorted({number - 1 for number in numbers})
     gathered = gather(context, rows[:pictures], features, steps)
     activity = np.stack([torch.cat(gathered[step].maxima).mean(0).numpy() for step in steps], axis=1)  # m s
@@ -57,8 +58,8 @@ def profile_steps(context: Context, pictures: int) -> str:
         activity.astype(float),
         features,
         explained,
-        config.num_inference_steps,
-        config.target_step_number,
+        n_steps,
+        config.target_step_index + 1,
     )
     save_image(files.steps_profile.with_suffix(".png"), picture)
     best = steps[int(explained.argmax())]

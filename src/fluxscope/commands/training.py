@@ -136,8 +136,9 @@ def train_saes(config: Config, options: TrainOptions, quiet: Quiet = False, **gi
     from fluxscope.commands.train_saes import train
 
     captions = shapes_captions(config, options.pictures)
-    model = opened(config, options)
-    train(config, model, wanted_training(model.spec.width, config, options, given), Reporter(quiet), captions)
+    report = Reporter(quiet)
+    model = opened(config, options, report)
+    train(config, model, wanted_training(model.spec.width, config, options, given), report, captions)
 
 
 @with_sparsities(sweeps=True)
@@ -146,16 +147,16 @@ def sweep_saes(config: Config, options: SweepOptions, quiet: Quiet = False, **gi
     from fluxscope.commands.sweep_saes import sweep
 
     captions = shapes_captions(config, options.pictures)
-    model = opened(config, options)
-    sweep(config, model, wanted_training(model.spec.width, config, options, given), Reporter(quiet), captions)
+    report = Reporter(quiet)
+    model = opened(config, options, report)
+    sweep(config, model, wanted_training(model.spec.width, config, options, given), report, captions)
 
 
-def opened(config: Config, options: TrainOptions) -> Model:
+def opened(config: Config, options: TrainOptions, report: Reporter) -> Model:
     """The model, which keeps the training prompts' embeddings beside the activations."""
-    from fluxscope.models.model import open_model
+    from fluxscope.run.context import open_model_of
 
-    prompts = options.activations_dir / "prompt_embeddings"
-    return open_model(config.model_id, config.device, config.dtype, prompts)
+    return open_model_of(config, report, options.activations_dir / "prompt_embeddings")
 
 
 def wanted_training(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fluxscope.embedded import resolve
@@ -40,7 +41,7 @@ class Context:
         """The model of the settings: opened when it is first asked for, and shared by all contexts that
         `replace` makes of this one."""
         if not self._opened:
-            self._opened.append(open_model_of(self.config))
+            self._opened.append(open_model_of(self.config, self.report))
         return self._opened[0]
 
 
@@ -55,14 +56,26 @@ def picture_spec(config: Config) -> PictureSpec:
     from fluxscope.models.spec import PictureSpec
 
     assert config.height is not None and config.width is not None
+    assert config.num_inference_steps is not None and config.guidance_scale is not None
     return PictureSpec(config.height, config.width, config.num_inference_steps, config.guidance_scale)
 
 
-def open_model_of(config: Config) -> Model:
-    """Open the model of the settings; prompts' embeddings are kept in the output folder."""
+def open_model_of(config: Config, report: Reporter, prompt_folder: Path | None = None) -> Model:
+    """Open the model of the settings, and say which of them it has no use for.
+
+    Args:
+        prompt_folder: where prompts' embeddings are kept; None: in the output folder.
+    """
     from fluxscope.models.model import open_model
 
-    return open_model(config.model_id, config.device, config.dtype, RunDir.of(config).prompt_embeddings)
+    folder = prompt_folder or RunDir.of(config).prompt_embeddings
+    model = open_model(config.model_id, config.device, config.dtype, folder)
+    guidance = picture_spec(config).guidance
+    if guidance not in (0.0, 1.0) and not model.family.takes_guidance(config.model_id, model.spec):
+        report.say(
+            f"     warning: guidance_scale {guidance:g} changes nothing: {config.model_id} takes no guidance"
+        )
+    return model
 
 
 def clip_of(config: Config) -> tuple[Any, Any]:

@@ -58,7 +58,7 @@ def scope_of(config: Config, site: str, kind: str = "add", region: torch.Tensor 
     """
     elsewhere = config.steer_site.replace("{layer}", str(block_of(site))) if config.steer_site else site
     assert config.steer_steps is not None
-    steps = parse_denoise_steps(config.steer_steps, config.num_inference_steps)
+    steps = parse_denoise_steps(config.steer_steps, picture_spec(config).steps)
     return Scope(
         parse_site(elsewhere if kind == "add" else site),
         steps,
@@ -250,7 +250,7 @@ def signed(number: float) -> str:
 def when_and_where(config: Config, scope: Scope) -> str:
     """The scope in words, for the foot of a grid."""
     first, last = scope.steps[0], scope.steps[-1]
-    words = f"{scope.site.name}, steps {first}-{last} of 0-{config.num_inference_steps - 1}"
+    words = f"{scope.site.name}, steps {first}-{last} of 0-{picture_spec(config).steps - 1}"
     if config.steer_schedule != "constant":
         words += f", {config.steer_schedule.replace('_', ' ')}"
     return words + (", only where the feature is active" if scope.only_active else "")

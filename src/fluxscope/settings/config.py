@@ -14,7 +14,7 @@ from fluxscope.errors import ConfigError
 from fluxscope.fields import Declared, brief, declared
 from fluxscope.models.families import default_settings
 from fluxscope.settings.features import Analysis, Drawing, Selection
-from fluxscope.settings.pictures import Capture, Sampling
+from fluxscope.settings.pictures import Capture, Sampling, same_range, same_share
 from fluxscope.settings.places import ModelChoice, Places
 from fluxscope.settings.saes import Saes, block_of, with_bundled
 from fluxscope.settings.steering import Demos, Steering
@@ -34,6 +34,7 @@ class Config(Demos, Steering, Drawing, Selection, Analysis, Capture, Sampling, S
         super().__post_init__()
         self._take_what_fits_the_model()
         self.choose_site()
+        assert self.num_inference_steps is not None
         self.check_steps(self.num_inference_steps)
         if self.patch_grid is None:
             object.__setattr__(self, "patch_grid", self.image_token_grid)
@@ -45,7 +46,11 @@ class Config(Demos, Steering, Drawing, Selection, Analysis, Capture, Sampling, S
 
     def _take_what_fits_the_model(self) -> None:
         """Fill in what is None. The model's own SAEs are left out where `saes` says which there are."""
-        defaults = default_settings(self.model_id)
+        defaults = dict(default_settings(self.model_id))
+        own = defaults["num_inference_steps"]
+        n_steps = own if self.num_inference_steps is None else self.num_inference_steps
+        defaults["target_step_number"] = same_share(defaults["target_step_number"], own, n_steps)
+        defaults["steer_steps"] = same_range(defaults["steer_steps"], own, n_steps)
         bundled = {f"double.{n}.ff": path for n in (5, 15) if (path := defaults.get(f"layer{n}_sae_path"))}
         if self.saes:
             object.__setattr__(self, "saes", with_bundled(self.saes, bundled, self.model_id))

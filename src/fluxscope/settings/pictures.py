@@ -26,8 +26,12 @@ class Sampling(Checked):
     patch_size: int = setting(
         PATCH, "Pixels along a side of one image token; fixed by the model.", choices=(PATCH,)
     )
-    num_inference_steps: int = setting(20, "Denoising steps of a picture.", low=1, high=1000)
-    guidance_scale: float = setting(3.5, "Strength of the (distilled) guidance.", low=0.0, high=1000.0)
+    num_inference_steps: int | None = setting(
+        None, "Denoising steps of a picture. None: the model's own, such as 20.", low=1, high=1000
+    )
+    guidance_scale: float | None = setting(
+        None, "Strength of the guidance. None: the model's own, such as 3.5.", low=0.0, high=1000.0
+    )
     max_sequence_length: int | None = setting(
         None, "Text tokens of a prompt. None: the model's own.", low=1, high=4096
     )
@@ -57,8 +61,12 @@ class Sampling(Checked):
 class Capture(Checked):
     """What is kept of a picture's making."""
 
-    target_step_number: int = setting(
-        14, "Denoising step whose activations are looked at, counted from 1.", low=1, high=1000
+    target_step_number: int | None = setting(
+        None,
+        "Denoising step whose activations are looked at, counted from 1. None: 14 of 20, and the same share "
+        "of another number of steps.",
+        low=1,
+        high=1000,
     )
     sites: tuple[str, ...] = setting(
         (), "Further sites to listen at, such as single.1 (raw activations) or single.1=path/to/sae_best.pt."
@@ -70,17 +78,17 @@ class Capture(Checked):
     @property
     def captured_step_indices(self) -> tuple[int, ...]:
         """Every step whose codes are kept, counted from 0, the target step first."""
-        steps = (self.target_step_number, *self.capture_steps)
-        return tuple(dict.fromkeys(step - 1 for step in steps))
+        return tuple(dict.fromkeys((self.target_step_index, *(step - 1 for step in self.capture_steps))))
 
     @property
     def target_step_index(self) -> int:
         """The target step counted from 0."""
+        assert self.target_step_number is not None
         return self.target_step_number - 1
 
     def check_steps(self, n_steps: int) -> None:
         """Raise ConfigError for a step that a picture of so many steps does not have."""
-        named = [("target_step_number", self.target_step_number)]
+        named = [("target_step_number", self.target_step_index + 1)]
         named += [("capture_steps", step) for step in self.capture_steps]
         for name, step in named:
             if not 1 <= step <= n_steps:
@@ -88,3 +96,21 @@ class Capture(Checked):
                     f"{name} {step} is not among the {n_steps} steps of a picture",
                     "Steps count from 1: choose one that the run has, or raise num_inference_steps.",
                 )
+
+
+def same_share(step: int, of: int, n_steps: int) -> int:
+    """The step that lies among `n_steps` where `step` lies among `of`, both counted from 1: the nearest one.
+
+    Before a scheduler shifts them, FLUX's noise levels fall evenly over the steps: the same share of the
+    steps is the same noise level. 14 of 20 is 3 of 4, and 35 of 50.
+    """
+    return max(1, (2 * step * n_steps + of) // (2 * of))
+
+
+def same_range(steps: str, of: int, n_steps: int) -> str:
+    """A range of steps, counted from 0, such as 0-5 of 20, carried over likewise; "all" stays."""
+    if steps == "all":
+        return steps
+    first, last = (int(end) for end in steps.split("-"))
+    first = same_share(first, of, n_steps) if first else 0
+    return f"{first}-{max(first, same_share(last + 1, of, n_steps) - 1)}"

@@ -159,7 +159,7 @@ def manifest_row(context: Context, job: Job, target: Target, seconds: float) -> 
         site=target.recorder.site.name,
         step=config.target_step_index,
         layer_index=target.files.layer,
-        target_step_number=config.target_step_number,
+        target_step_number=config.target_step_index + 1,
         activation_shape=[config.n_image_tokens, target.sae.input_dim],
         generation_time=round(seconds, 4),
     )

@@ -37,7 +37,7 @@ def run(context: Context) -> str:
     assert config.height is not None and config.width is not None
     OverlaySummary(
         layer_index=files.layer,
-        target_step_number=config.target_step_number,
+        target_step_number=config.target_step_index + 1,
         height=config.height,
         width=config.width,
         token_grid_size=list(config.image_token_grid),

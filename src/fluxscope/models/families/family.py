@@ -7,6 +7,7 @@ settings can ask a family for its defaults, and help pages come at once.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,11 +50,18 @@ class Family(ABC):
     # --- what it is ---
     @abstractmethod
     def default_settings(self, model_id: str) -> dict[str, Any]:
-        """The settings that fit a model of this family, by their names in Config."""
+        """The settings that fit a model of this family, by their names in Config.
+
+        The target step and the steps that are steered are among the family's own number of steps.
+        """
 
     @abstractmethod
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
         """The shape of a transformer, from its config; a KeyError where it is none of this family."""
+
+    @abstractmethod
+    def takes_guidance(self, model_id: str, spec: ModelSpec) -> bool:
+        """Whether a model's pictures depend on the guidance at all."""
 
     def read_spec(self, model_id: str) -> ModelSpec:
         """A model's shape, read without its weights.
@@ -157,6 +165,15 @@ class DenoisingRun:
     on_step: OnStep
     first: int = 0
     latents: Tensor | None = None
+
+
+def read_config(model_id: str, name: str) -> Mapping[str, Any]:
+    """A JSON file of a model's folder; empty where there is none, as of a model of the Hub."""
+    try:
+        found = json.loads((Path(resolve(model_id)) / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def check_weights(folder: Path) -> None:

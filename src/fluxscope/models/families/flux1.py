@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 from fluxscope.embedded import CLIP_SHAPES, FLUX_SHAPES, TEST_PROMPTS, shipped_sae
-from fluxscope.models.families.family import DenoisingRun, Family, Pipeline
+from fluxscope.models.families.family import DenoisingRun, Family, Pipeline, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,7 @@ FOR_FLUX_SHAPES: dict[str, Any] = {
     "max_sequence_length": 20,
     "num_inference_steps": 20,
     "guidance_scale": 3.5,
+    "target_step_number": 14,
     "batch_size": 16,
     "clip_model_id": CLIP_SHAPES,
     "prompts_path": str(TEST_PROMPTS),
@@ -40,6 +41,7 @@ FOR_FLUX_1: dict[str, Any] = {
     "max_sequence_length": 512,
     "num_inference_steps": 20,
     "guidance_scale": 3.5,
+    "target_step_number": 14,
     "batch_size": 4,
     "clip_model_id": "openai/clip-vit-base-patch32",
     "prompts_path": "prompts/natural.txt",
@@ -48,6 +50,15 @@ FOR_FLUX_1: dict[str, Any] = {
     # Not measured by us: others saw late steps hardly act on FLUX.1, and all of them leave artefacts.
     "steer_steps": "0-5",
 }
+
+FOR_SCHNELL: dict[str, Any] = FOR_FLUX_1 | {
+    "max_sequence_length": 256,
+    "num_inference_steps": 4,
+    "guidance_scale": 0.0,
+    "target_step_number": 3,
+    "steer_steps": "0-0",  # the same share of its steps as FLUX.1-dev's
+}
+"""Distilled to few steps and no guidance."""
 
 REARRANGING = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas")
 """Options of a scheduler by which a step's noise level depends on the number of steps of the run."""
@@ -61,7 +72,12 @@ class Flux1(Family):
     text_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
     def default_settings(self, model_id: str) -> dict[str, Any]:
-        return FOR_FLUX_SHAPES if model_id == FLUX_SHAPES else FOR_FLUX_1
+        if model_id == FLUX_SHAPES:
+            return FOR_FLUX_SHAPES
+        return FOR_SCHNELL if is_schnell(model_id) else FOR_FLUX_1
+
+    def takes_guidance(self, model_id: str, spec: ModelSpec) -> bool:
+        return spec.guidance_embedded
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
         """A double block has two streams with attention (4 d^2), feed-forward (8 d^2) and modulation (6 d^2)
@@ -141,3 +157,9 @@ class Flux1(Family):
         return known and not any(
             config.get(name) for name in (*REARRANGING, "shift_terminal", "stochastic_sampling")
         )
+
+
+def is_schnell(model_id: str) -> bool:
+    """Whether a model is distilled without guidance: its folder says so, or a name of the Hub."""
+    config = read_config(model_id, "transformer/config.json")
+    return config.get("guidance_embeds", "schnell" not in model_id.lower()) is False

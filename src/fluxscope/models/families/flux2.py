@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
-from fluxscope.models.families.family import DenoisingRun, Family, Pipeline
+from fluxscope.models.families.family import DenoisingRun, Family, Pipeline, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,7 @@ FOR_FLUX_2: dict[str, Any] = {
     "max_sequence_length": 512,
     "num_inference_steps": 20,
     "guidance_scale": 4.0,
+    "target_step_number": 14,
     "batch_size": 2,
     "clip_model_id": "openai/clip-vit-base-patch32",
     "prompts_path": "prompts/natural.txt",
@@ -32,6 +33,14 @@ FOR_FLUX_2: dict[str, Any] = {
     "layer15_sae_path": "",
     "steer_steps": "0-5",  # as for FLUX.1: not measured by us
 }
+
+FOR_DISTILLED_KLEIN: dict[str, Any] = FOR_FLUX_2 | {
+    "num_inference_steps": 4,
+    "guidance_scale": 1.0,
+    "target_step_number": 3,
+    "steer_steps": "0-0",
+}
+"""Distilled to few steps and one forward a step: 1 stands for no guidance."""
 
 
 @final
@@ -43,7 +52,10 @@ class Flux2(Family):
     always_embedded = ("",)
 
     def default_settings(self, model_id: str) -> dict[str, Any]:
-        return FOR_FLUX_2
+        return FOR_DISTILLED_KLEIN if is_distilled(model_id) else FOR_FLUX_2
+
+    def takes_guidance(self, model_id: str, spec: ModelSpec) -> bool:
+        return spec.guidance_embedded or not is_distilled(model_id)
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
         """With m the feed-forward's ratio (a SwiGLU of 3 m d^2), a double block has two streams of
@@ -125,3 +137,9 @@ class Flux2(Family):
 
     def can_resume(self, scheduler: Any) -> bool:
         return False
+
+
+def is_distilled(model_id: str) -> bool:
+    """Whether a model is a distilled klein: its folder says so, or a name of the Hub without -base."""
+    index, name = read_config(model_id, "model_index.json"), model_id.lower()
+    return index.get("is_distilled", not index and "klein" in name and "base" not in name) is True
