@@ -304,7 +304,7 @@ class Broken(Capture):
 
 
 def test_nan_above_one_percent_stops_and_below_is_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fluxscope.steps.collect.Capture", Broken)
+    monkeypatch.setattr("fluxscope.models.capture.Capture", Broken)
     settings = {**SHORT, "max_prompts": 2, "batch_size": 4, "sites": ("double.3",)}
     config = make_config(out_dir=str(tmp_path / "run"), **settings)
     Broken.tokens = 64

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int
-from scipy.sparse import csr_array
 
 from fluxscope.errors import FluxscopeError
 
@@ -28,6 +27,8 @@ def coherence(
     Raises:
         FluxscopeError: the embeddings are not unit rows.
     """
+    from scipy.sparse import csr_array
+
     check_unit_rows(embeddings)
     member = sets >= 0
     size = member.sum(1)
@@ -80,6 +81,8 @@ def _pair_moments(e: Float64[np.ndarray, "n e"], group: Int[np.ndarray, " n"]) -
 
     Sums over distinct indices are whole sums less their coincidences, which leaves matrix products.
     """
+    from scipy.sparse import csr_array
+
     _, index, counts = np.unique(group, return_inverse=True, return_counts=True)
     n, weight = len(counts), 1.0 / counts[index]
     mean = csr_array((weight, (index, np.arange(len(e)))), shape=(n, len(e))) @ e  # (groups, e)

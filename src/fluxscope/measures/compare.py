@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int, Int32
-from scipy.sparse import csr_array, hstack
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from fluxscope.errors import FluxscopeError
 from fluxscope.measures.ranking import SMatrix, check_S, check_values, even_bounds, walk_rows
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 BLOCK = 512
 """Rows of a similarity matrix at a time: 100 MB against 49,152 features."""
@@ -49,6 +51,8 @@ class Partners:
 
 def sparse_S(S: SMatrix) -> csr_array:
     """S as a sparse matrix, read in blocks of rows: 12 bytes for each of its nonzero entries."""
+    from scipy.sparse import csr_array
+
     check_S(S)
     n, f = S.shape
     counts, columns, values = [], [], []
@@ -159,6 +163,9 @@ def one_to_one(found: Partners) -> Int32[np.ndarray, " fa"]:
     A feature stays alone (-1) rather than take a partner that it is not positively similar to. The candidates
     decide which pairs are seen: all, or the best of each feature.
     """
+    from scipy.sparse import csr_array, hstack
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
     fa, fb = len(found.best), len(found.back_best)
     row, column = np.nonzero(found.candidate_similarity > 0)
     # Costs above 0, as the method's sparse form wants; staying alone costs as much as a similarity of 0.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
-from scipy.sparse import csr_array, vstack
 
 from fluxscope.measures.compare import Partners, correlation_blocks, cosine_blocks, partners
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Profiles:
 
 def rolled(x: csr_array, rows: int) -> csr_array:
     """The matrix with its first rows moved to its end."""
+    from scipy.sparse import vstack
+
     return vstack([x[rows:], x[:rows]], format="csr")
 
 

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from fluxscope.draw.heatmap import outline_heatmap, overlay_heatmap, token_map_to_heatmap
 from fluxscope.errors import ConfigError, MissingInputError
 from fluxscope.measures.clip import load_clip, open_picture
 from fluxscope.measures.distance import Distance, clip_distance, find_alex_distance
-from fluxscope.models.edits import Change, Scope, check_feature, parse_denoise_steps, schedule
-from fluxscope.models.model import Model
-from fluxscope.models.placement import pick_device
-from fluxscope.models.sites import parse_site
-from fluxscope.models.steering import Steerer
-from fluxscope.run.codes import CodeStore
-from fluxscope.run.collection import load_sae_for
 from fluxscope.run.context import Context, picture_spec
 from fluxscope.run.manifest import Manifest
 from fluxscope.run.records import RunLog, SelectedFeature, Selection
 from fluxscope.run.steering_records import Unit
 from fluxscope.settings.config import Config
 from fluxscope.settings.saes import block_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from fluxscope.models.edits import Change, Scope
+    from fluxscope.models.model import Model
+    from fluxscope.models.steering import Steerer
+    from fluxscope.run.codes import CodeStore
 
 UNIT_PERCENTILE = 99.0
 """A strength of 1 is this percentile of the feature's own activations, over the tokens where it is active."""
@@ -42,6 +42,11 @@ def load_steerer(
     Raises:
         ConfigError: the SAE lacks one of the features; found before the model's weights are loaded.
     """
+    from fluxscope.models.edits import check_feature
+    from fluxscope.models.placement import pick_device
+    from fluxscope.models.steering import Steerer
+    from fluxscope.run.collection import load_sae_for
+
     sae_device = pick_device(config.sae_device, fallback=str(model.device))
     sae, _ = load_sae_for(config, site, model.spec, sae_device)
     for feature in features:
@@ -56,6 +61,9 @@ def scope_of(config: Config, site: str, kind: str = "add", region: torch.Tensor 
 
     Codes are changed where the SAE listens; strengths are added there too, or at `steer_site`.
     """
+    from fluxscope.models.edits import Scope, parse_denoise_steps, schedule
+    from fluxscope.models.sites import parse_site
+
     elsewhere = config.steer_site.replace("{layer}", str(block_of(site))) if config.steer_site else site
     assert config.steer_steps is not None
     steps = parse_denoise_steps(config.steer_steps, picture_spec(config).steps)
@@ -111,6 +119,8 @@ class Bench:
         cls, context: Context, features: Sequence[int], image_ids: Sequence[int], distance: Distance
     ) -> Bench:
         """Set everything up for these features and the pictures of these images."""
+        from fluxscope.run.codes import CodeStore
+
         config, files = context.config, context.files
         scopes = [scope_of(config, files.site, kind) for kind in ("add", "scale")]
         manifest = Manifest.read(files.manifest, files.root)
@@ -124,6 +134,8 @@ class Bench:
 
     def check(self, feature: int) -> None:
         """Raise for a feature that cannot be steered, and warn of one that was never active."""
+        from fluxscope.models.edits import check_feature
+
         check_feature(self.steerer.sae, feature)
         if not self.units.get(feature):
             self.context.report.say(f"     warning: feature {feature} was never active in this run")
@@ -135,6 +147,8 @@ class Bench:
 
     def change(self, strength: float, feature: int, direction: torch.Tensor | None = None) -> Change:
         """Adding a strength, in the feature's unit, along the feature or a direction beside it."""
+        from fluxscope.models.edits import Change
+
         amount = strength * self.unit(feature)[1]
         return Change("add", amount, None if direction is not None else feature, direction)
 
@@ -171,6 +185,7 @@ def load_distance(config: Config) -> Distance:
         ConfigError: LPIPS is asked for, but it or AlexNet's weights are not here.
     """
     from fluxscope.embedded import resolve
+    from fluxscope.models.placement import pick_device
 
     assert config.clip_model_id is not None
     device = str(pick_device(config.clip_device, fallback=str(pick_device(config.device))))
@@ -232,6 +247,8 @@ def strength_units(config: Config, store: CodeStore, features: Sequence[int]) ->
 
 def random_direction(width: int, seed: int) -> torch.Tensor:
     """A direction drawn evenly from all: the control that has nothing to do with the feature."""
+    import torch
+
     return torch.randn(width, generator=torch.Generator().manual_seed(seed))
 
 

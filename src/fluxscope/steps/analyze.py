@@ -6,6 +6,20 @@ from fluxscope.files import load_npy, save_npy, save_npz
 from fluxscope.measures.stats import feature_stats
 from fluxscope.run.context import Context
 from fluxscope.run.records import FeatureAnalysis
+from fluxscope.steps.step import Step
+
+STEP = Step(
+    number=2,
+    name="analyze",
+    module=__name__,
+    summary="Find alive, dead, rare and common features.",
+    reads=("s_matrix",),
+    makes=(
+        *("alive_features", "activation_freq", "topk_per_feature"),
+        *("feature_stats", "feature_analysis_summary"),
+    ),
+    settings=("eps_alive", "top_k_per_image"),
+)
 
 
 def run(context: Context) -> str:

@@ -13,7 +13,6 @@ from fluxscope.errors import FluxscopeError, MissingInputError
 from fluxscope.files import save_image
 from fluxscope.measures.clip import open_picture
 from fluxscope.progress import Reporter
-from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context
 from fluxscope.run.manifest import Manifest
 from fluxscope.run.rundir import RunDir
@@ -28,6 +27,17 @@ from fluxscope.run.steering_records import (
 )
 from fluxscope.run.strict_json import Number
 from fluxscope.settings.config import Config
+from fluxscope.steps.step import Step
+
+STEP = Step(
+    number=11,
+    name="assemble-grids",
+    module=__name__,
+    summary="Assemble labelled steering grids of the demos.",
+    reads=("manifest", "codes", "best_demo_candidates", "best_demos"),
+    makes=("steering_grids_summary",),
+    settings=("alpha_scale", "clip_percentile", "site_pattern", "target_step_number"),
+)
 
 
 def run(context: Context) -> str:
@@ -100,6 +110,8 @@ def demo_row(
     context: Context, manifest: Manifest, record: FeatureDemos, demo: Demo, strengths: Sequence[float]
 ) -> GridRow:
     """A demo's pictures in the order of the strengths, its overlay beside them, distances below."""
+    from fluxscope.run.codes import CodeStore
+
     config, files, feature = context.config, context.files, record.feature_id
     pictures = [np.asarray(open_picture(files.demo(feature, demo.image_id, s))) for s in strengths]
     store = CodeStore(files.codes, files.site, config.target_step_index)

@@ -9,6 +9,18 @@ from fluxscope.measures.clip import embed_images
 from fluxscope.run.context import Context, clip_of
 from fluxscope.run.manifest import Manifest
 from fluxscope.run.records import ClipMeta
+from fluxscope.steps.step import Step
+
+STEP = Step(
+    number=3,
+    name="clip-embed",
+    module=__name__,
+    summary="Embed the pictures with CLIP.",
+    reads=("manifest", "pictures"),
+    makes=("clip_embeddings", "clip_meta", "clip_image_ids", "clip_prompt_idx", "clip_seeds"),
+    settings=("clip_model_id", "clip_batch_size", "clip_device"),
+    shared=True,
+)
 
 
 def run(context: Context) -> str:

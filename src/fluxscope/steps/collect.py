@@ -10,32 +10,45 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
-from torch import Tensor
 
 from fluxscope.files import save_image
-from fluxscope.models.capture import Capture
-from fluxscope.models.placement import pick_device
-from fluxscope.models.sites import Site
-from fluxscope.models.spec import Embedding
-from fluxscope.run.collection import (
-    Collection,
-    Target,
-    open_collection,
-    write_run_log,
-    write_s_matrix,
-)
 from fluxscope.run.context import Context, picture_spec, step_work
+from fluxscope.run.inputs import COLLECTED
 from fluxscope.run.jobs import Job, plan_jobs
 from fluxscope.run.manifest import ManifestRow, append_rows
-from fluxscope.run.recorders import Kept, Recorder
+from fluxscope.steps.step import Step
 
-Heard = dict[str, dict[int, Kept]]
-"""What a batch's recorders keep, by site and step."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fluxscope.models.sites import Site
+    from fluxscope.models.spec import Embedding
+    from fluxscope.run.collection import Collection, Target
+    from fluxscope.run.recorders import Kept, Recorder
+
+    Heard = dict[str, dict[int, Kept]]
+    """What a batch's recorders keep, by site and step."""
+
+STEP = Step(
+    number=1,
+    name="collect",
+    module=__name__,
+    summary="Generate the pictures and keep their SAE codes.",
+    reads=(),
+    makes=("s_matrix", "manifest", "run_log", "codes"),
+    settings=(*COLLECTED, "device", "batch_size", "sae_device", "token_chunk_size"),
+    reads_if_there=("prompts",),
+    shared=True,
+)
 
 
 def run(context: Context) -> str:
+    from fluxscope.models.placement import pick_device
+    from fluxscope.run.collection import open_collection, write_run_log, write_s_matrix
+
     config = context.config
     jobs = plan_jobs(config)
     config.sae_path(config.site)  # raises where it has none, before the model is looked for
@@ -113,6 +126,8 @@ def make(
     context: Context, recorders: list[Recorder], batch: list[Job], embeddings: list[Embedding]
 ) -> tuple[Tensor, Heard]:
     """One batch: pictures (b, h, w, 3), and what the recorders keep of it."""
+    from fluxscope.models.capture import Capture
+
     config, model, spec = context.config, context.model, picture_spec(context.config)
     by_site = {recorder.site.name: recorder for recorder in recorders}
     heard: Heard = {name: {} for name in by_site}

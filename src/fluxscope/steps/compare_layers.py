@@ -10,6 +10,7 @@ those of another image, and with random directions.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32
@@ -22,7 +23,6 @@ from fluxscope.measures.clip import open_picture
 from fluxscope.measures.compare import Partners, image_l0, linear_cka, one_to_one, top_features, top_overlap
 from fluxscope.measures.profiles import Shared, best_pairs, match, shared_features
 from fluxscope.run.context import Context
-from fluxscope.run.layers import Layer, open_layer, same_images
 from fluxscope.run.manifest import Manifest
 from fluxscope.run.records import (
     L0,
@@ -33,6 +33,25 @@ from fluxscope.run.records import (
     LayerCounts,
     Match,
     Similarity,
+)
+from fluxscope.steps.step import Step
+
+if TYPE_CHECKING:
+    from fluxscope.run.layers import Layer
+
+STEP = Step(
+    number=9,
+    name="compare-layers",
+    module=__name__,
+    summary="Compare the features of two SAEs: blocks 5 and 15, or any.",
+    reads=("s_matrix", "manifest", "codes", "pictures"),
+    makes=("comparison_summary", "comparison"),
+    settings=(
+        *("saes", "layer5_sae_path", "layer15_sae_path", "site_pattern", "compare"),
+        *("target_step_number", "eps_alive", "alpha_scale", "clip_percentile"),
+    ),
+    shared=True,
+    both_layers=True,
 )
 
 SAME = 0.5
@@ -53,6 +72,8 @@ Matches = dict[str, Partners]
 
 
 def run(context: Context) -> str:
+    from fluxscope.run.layers import open_layer, same_images
+
     files = context.files
     early, late = (open_layer(context, site, TOP_IMAGES) for site in context.config.compared_sites)
     manifest = same_images(early, late)

@@ -8,6 +8,17 @@ from fluxscope.files import save_image
 from fluxscope.measures.clip import open_picture
 from fluxscope.run.context import Context
 from fluxscope.run.records import Overlay, OverlaySummary, SelectedFeature, Selection
+from fluxscope.steps.step import Step
+
+STEP = Step(
+    number=6,
+    name="contact-sheet",
+    module=__name__,
+    summary="Lay the features and pictures out on one sheet.",
+    reads=("overlay_summary", "selected_features", "overlays", "pictures"),
+    makes=("contact_sheet", "contact_sheet_comparison"),
+    settings=(),
+)
 
 
 def run(context: Context) -> str:

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from fluxscope.draw.plots import decoder_directions, similarity_matrix
 from fluxscope.errors import ConfigError
 from fluxscope.files import save_image
 from fluxscope.run.context import Context
 from fluxscope.run.records import DecoderStats, Directions, Neighbour, Pair, Selection
-from fluxscope.sae.formats import load
+from fluxscope.steps.step import Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STEP = Step(
+    number=8,
+    name="decoder",
+    module=__name__,
+    summary="Show the features' encoder and decoder directions.",
+    reads=("selected_features",),
+    makes=("decoder_stats", "decoder_directions", "decoder_similarity_matrix"),
+    settings=("saes", "layer5_sae_path", "layer15_sae_path"),
+)
 
 NEAREST = 5
 """How many of a feature's nearest features are listed."""
 
 
 def run(context: Context) -> str:
+    from torch.nn.functional import normalize
+
+    from fluxscope.sae.formats import load
+
     config, files = context.config, context.files
     sae, _ = load(config.sae_path(files.site))
     ids = [record.feature_id for record in Selection.read_some(files.selected_features).features]
@@ -28,7 +45,7 @@ def run(context: Context) -> str:
             "The selection is of another SAE: run step 4 again, or set the SAE it came from.",
         )
     decoder, encoder = sae.decoder.weight.T[ids], sae.encoder.weight[ids]  # (m, d) each
-    unit = torch.nn.functional.normalize(sae.decoder.weight, dim=0)  # (d, f)
+    unit = normalize(sae.decoder.weight, dim=0)  # (d, f)
     cosines = unit[:, ids].T @ unit  # (m, f)
     DecoderStats(
         layer_index=files.layer,
@@ -51,11 +68,13 @@ def direction_stats(
     cosines: Float[Tensor, "m f"],
 ) -> list[Directions]:
     """Norms, cosines and spread of each feature's directions, and its nearest other features."""
-    agreement = torch.nn.functional.cosine_similarity(decoder, encoder, dim=1)
+    from torch.nn.functional import cosine_similarity
+
+    agreement = cosine_similarity(decoder, encoder, dim=1)
     records = []
     for row, feature in enumerate(ids):
         others = cosines[row].clone()
-        others[feature] = -torch.inf
+        others[feature] = -np.inf
         nearest = others.topk(min(NEAREST, len(others) - 1))
         records.append(
             Directions(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32
@@ -17,13 +18,30 @@ from PIL import Image
 from fluxscope.errors import MissingInputError
 from fluxscope.files import load_npy, save_image
 from fluxscope.measures.effect import demo_score
-from fluxscope.models.steering import Steered
 from fluxscope.run.context import Context, step_work
 from fluxscope.run.ledger import Ledger
 from fluxscope.run.manifest import Manifest
 from fluxscope.run.steering import Bench, load_distance, scope_of, selected, settings_of_run
 from fluxscope.run.steering_records import Candidates, Demo, DemoConfig, DemoId, DemoIds, FeatureDemos, Try
 from fluxscope.settings.config import Config
+from fluxscope.settings.steering import STEERED
+from fluxscope.steps.step import Step
+
+if TYPE_CHECKING:
+    from fluxscope.models.steering import Steered
+
+STEP = Step(
+    number=10,
+    name="find-demos",
+    module=__name__,
+    summary="Find the demos that change the picture most.",
+    reads=("s_matrix", "manifest", "codes", "pictures", "selected_features"),
+    makes=("best_demo_candidates", "best_demo_ids"),
+    settings=(
+        *("steer_features", "demo_percentile_low", "demo_percentile_high", "demo_candidates"),
+        *("demo_finalists", "demo_kept", "demo_strengths", "eps_alive", "base_seed", *STEERED),
+    ),
+)
 
 
 def run(context: Context) -> str:

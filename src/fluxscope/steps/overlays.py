@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image
 
@@ -14,15 +16,30 @@ from fluxscope.draw.heatmap import (
 from fluxscope.errors import RunDirError
 from fluxscope.files import save_image, save_npy
 from fluxscope.measures.clip import open_picture
-from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context
 from fluxscope.run.manifest import Manifest, ManifestRow
 from fluxscope.run.records import Overlay, OverlaySummary, RunLog, Selection
+from fluxscope.steps.step import Step
+
+if TYPE_CHECKING:
+    from fluxscope.run.codes import CodeStore
+
+STEP = Step(
+    number=5,
+    name="overlays",
+    module=__name__,
+    summary="Draw where each selected feature is active.",
+    reads=("manifest", "codes", "pictures", "selected_features"),
+    makes=("overlay_summary",),
+    settings=("alpha_scale", "clip_percentile", "overlay_style", "site_pattern", "target_step_number"),
+)
 
 HEATMAPS = {"smooth": token_map_to_heatmap, "blocky": token_map_to_blocky_heatmap}
 
 
 def run(context: Context) -> str:
+    from fluxscope.run.codes import CodeStore
+
     config, files = context.config, context.files
     manifest = Manifest.read(files.manifest, files.root)
     store = CodeStore(files.codes, files.site, config.target_step_index)

@@ -20,11 +20,26 @@ from fluxscope.measures.selection import (
     select_features,
     with_crops,
 )
-from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context, clip_of
 from fluxscope.run.manifest import Manifest
 from fluxscope.run.records import SelectedFeature, Selection
 from fluxscope.settings.config import Config
+from fluxscope.steps.step import Step
+
+STEP = Step(
+    number=4,
+    name="select",
+    module=__name__,
+    summary="Select the most interpretable features.",
+    reads=("s_matrix", "manifest", "clip_embeddings"),
+    reads_if_there=("codes", "pictures"),
+    makes=("selected_features", "feature_scores"),
+    settings=(
+        *("rank_by", "top_m_per_feature", "min_prompts", "top_features", "top_examples_per_feature"),
+        *("enforce_global_unique_images", "eps_alive", "site_pattern", "target_step_number"),
+        *("clip_model_id", "clip_batch_size", "clip_device"),
+    ),
+)
 
 CROP_SHORTLIST = 200
 """How many of the most coherent features compete when crop_coherence ranks; cropping all would take hours."""
@@ -107,6 +122,8 @@ def add_crops(
     Features that peak on the same token of the same image share a crop, which is embedded once. A folder
     without token-level codes, as older scripts wrote it, gets none, unless they are to rank the features.
     """
+    from fluxscope.run.codes import CodeStore
+
     config, files = context.config, context.files
     try:
         store = CodeStore(files.codes, files.site, config.target_step_index)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from fluxscope.draw.grid import GridRow, labelled_grid
@@ -19,8 +18,6 @@ from fluxscope.errors import MissingInputError
 from fluxscope.files import save_image
 from fluxscope.measures.distance import Distance, locality, pixel_change
 from fluxscope.measures.effect import dose_response
-from fluxscope.models.edits import Change
-from fluxscope.models.steering import Steered
 from fluxscope.run.context import Context, step_work
 from fluxscope.run.ledger import Ledger
 from fluxscope.run.manifest import ManifestRow
@@ -38,6 +35,24 @@ from fluxscope.run.steering import (
     when_and_where,
 )
 from fluxscope.run.steering_records import Dose, DoseResponse, Effect, Experiment
+from fluxscope.settings.steering import STEERED
+from fluxscope.steps.step import Step
+
+if TYPE_CHECKING:
+    from fluxscope.models.steering import Steered
+
+STEP = Step(
+    number=7,
+    name="steer",
+    module=__name__,
+    summary="Steer the selected features: grids over scales and strengths.",
+    reads=("manifest", "codes", "pictures", "selected_features"),
+    makes=("steering_summary",),
+    settings=(
+        *("steer_features", "steer_images", "steer_scales", "steer_strengths"),
+        *("alpha_scale", "clip_percentile", *STEERED),
+    ),
+)
 
 
 def run(context: Context) -> str:
@@ -130,6 +145,8 @@ def nonzero(bench: Bench) -> list[float]:
 
 
 def by_scale(bench: Bench, feature: int, row: ManifestRow) -> Steered:
+    from fluxscope.models.edits import Change
+
     config = bench.context.config
     rows = [[Change("scale", scale, feature)] for scale in config.steer_scales]
     return bench.steerer.steer(
@@ -139,6 +156,8 @@ def by_scale(bench: Bench, feature: int, row: ManifestRow) -> Steered:
 
 def by_strength(bench: Bench, feature: int, row: ManifestRow) -> tuple[Steered, Steered]:
     """The pictures with the feature added at each strength, and with a random direction at the same norm."""
+    from fluxscope.models.steering import Steered
+
     control = random_direction(bench.steerer.sae.input_dim, feature)
     own = [[bench.change(s, feature)] for s in nonzero(bench)]
     other = [[bench.change(s, feature, control)] for s in nonzero(bench)]
@@ -179,7 +198,8 @@ def save_pictures(bench: Bench, feature: int, image_id: int, scales: Steered, st
     config, files = bench.context.config, bench.context.files
     names = [f"scale_{shown(s, 1)}" for s in config.steer_scales]
     names += [f"strength_{shown(s, 1)}" for s in nonzero(bench)]
-    for name, pixels in zip(names, torch.cat([scales.pictures, strengths.pictures]).numpy(), strict=True):
+    pictures = [*scales.pictures.numpy(), *strengths.pictures.numpy()]
+    for name, pixels in zip(names, pictures, strict=True):
         save_image(files.steered(feature, image_id, name), Image.fromarray(pixels))
     baseline = files.steered(feature, image_id, "baseline")
     save_image(baseline, Image.fromarray(strengths.baseline.numpy()))

@@ -21,8 +21,8 @@ class Step:
     Attributes:
         number: 1 to 11.
         name: the command for it.
-        module: the module of `fluxscope.steps` whose `run(context)` does the work and returns one line for
-            the user; imported when the step runs, so that help pages need no torch.
+        module: the module that declares it, whose `run(context)` does the work and returns one line for the
+            user. Importing it must import no torch, so that help comes at once.
         summary: one line: what it does.
         reads: the files that its results depend on, by their names in RunDir or in `run.inputs`.
         reads_if_there: those that it does without where they are missing.
@@ -45,7 +45,7 @@ class Step:
     both_layers: bool = False
 
     def run(self, context: Context) -> str:
-        outcome: str = importlib.import_module(f"fluxscope.steps.{self.module}").run(context)
+        outcome: str = importlib.import_module(self.module).run(context)
         return outcome
 
 
