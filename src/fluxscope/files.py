@@ -12,7 +12,7 @@ import json
 import os
 import pickle
 import shutil
-import zipfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from fluxscope.errors import CheckpointError, FluxscopeError
+from fluxscope.pickles import check_torch_file, damaged, more_than_tensors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -231,7 +232,7 @@ def read_torch_checkpoint(path: Path | str, skip_line: bool = False) -> dict[str
     """Read a torch checkpoint without ever running what it holds.
 
     Only tensors and plain containers are accepted (`weights_only=True`); a pickle that names any other
-    callable is refused before anything of it runs.
+    callable is refused before anything of it runs, and one that would grow while it is read before it does.
 
     Args:
         skip_line: the checkpoint begins after the file's first line.
@@ -239,28 +240,31 @@ def read_torch_checkpoint(path: Path | str, skip_line: bool = False) -> dict[str
     Raises:
         CheckpointError: the file is missing, cut short, not a checkpoint, or would run code.
     """
-    import torch
-
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"checkpoint not found: {path}", "Check the path in the settings.")
     try:
-        source = io.BytesIO(path.read_bytes().partition(b"\n")[2]) if skip_line else path
-        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error) or "WeightsUnpickler" in str(error):
-            raise CheckpointError(
-                f"{path} holds more than tensors and plain values, and was not opened",
-                "It could run code. Ask its author for a state dict or a safetensors file.",
-            ) from None
-        raise _damaged(path) from None
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise _damaged(path) from error
+        with path.open("rb") as file:
+            source = io.BytesIO(file.read().partition(b"\n")[2]) if skip_line else file
+            check_torch_file(source, path)
+            checkpoint = _load_torch(source, path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})", "See to its rights.") from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path} holds no dictionary", "It is not a checkpoint of an SAE.")
     return checkpoint
 
 
-def _damaged(path: Path) -> CheckpointError:
-    size = path.stat().st_size
-    return CheckpointError(f"{path} is damaged or cut short ({size} bytes)", "Copy or download it again.")
+def _load_torch(source: IO[bytes], path: Path) -> Any:
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch has to say of a stranger's file
+            return torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if any(word in str(error) for word in ("Unsupported", "GLOBAL", "WeightsUnpickler")):
+            raise more_than_tensors(path) from None
+        raise damaged(path) from None
+    except Exception as error:  # there is no list of what a malformed file may raise
+        raise damaged(path) from error
