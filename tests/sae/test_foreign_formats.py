@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from fluxscope.commands.checkpoints import convert
 from fluxscope.errors import CheckpointError
 from fluxscope.sae import BatchTopKSparseAutoencoder, SparseAutoencoder, TopKSparseAutoencoder
-from fluxscope.sae.formats import hub, load
+from fluxscope.sae.formats import Stated, hub, load
 from fluxscope.sae.timestep_sae import TimestepSparseAutoencoder, sinusoidal_embedding
 
 D, F, K = 6, 16, 3
@@ -54,7 +54,10 @@ def test_openai(tmp_path: Path) -> None:
         "activation_state_dict": {"k": K},
     }
     torch.save(state, tmp_path / "17.pt")
-    sae, info = load(tmp_path / "17.pt")
+    with pytest.raises(CheckpointError, match="mean 0 and spread 1") as caught:
+        load(tmp_path / "17.pt")
+    assert "--raw" in caught.value.hint
+    sae, info = load(tmp_path / "17.pt", stated=Stated(raw=True))
     x = torch.randn(10, D)
     assert (info.format, info.k) == ("openai", K)
     torch.testing.assert_close(sae.encode(x), topk((x - decoder_bias) @ encoder.T + bias))

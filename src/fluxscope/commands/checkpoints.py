@@ -22,14 +22,26 @@ Timestep = Annotated[
         "--timestep", help="Where to read an SAE that depends on it (DifFRACT), from 1 (all noise) to 0."
     ),
 ]
+ArchitectureSaid = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--architecture", help="What it is (topk, relu, ...), where the file does not say."),
+]
+KSaid = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--k", min=1, help="Its active features a token, where the file does not say."),
+]
+Raw = Annotated[bool, typer.Option("--raw", help="It reads activations as they are (openai's do not say).")]
 
 
-def sae_info(file: Checkpoint) -> None:
+def sae_info(
+    file: Checkpoint, architecture: ArchitectureSaid = None, k: KSaid = None, raw: Raw = False
+) -> None:
     """Print what an SAE checkpoint holds."""
-    from fluxscope.sae.formats import describe
+    from fluxscope.sae.formats import Stated, describe
 
     with clear_errors():
-        rows = [(clean(label), clean(str(value))) for label, value in describe(file)]
+        lines = describe(file, stated=Stated(architecture, k, raw))
+        rows = [(clean(label), clean(value)) for label, value in lines]
         width = max(len(label) for label, _ in rows)
         for label, value in rows:
             print(f"{label:<{width}}  {value}")
@@ -40,14 +52,20 @@ def convert(
     target: Target,
     to: Form = "fluxscope",
     timestep: Timestep = None,
+    architecture: ArchitectureSaid = None,
+    k: KSaid = None,
+    raw: Raw = False,
     quiet: Quiet = False,
 ) -> None:
     """Read an SAE of any known format and write it in another."""
-    from fluxscope.sae.formats import load, save
+    from fluxscope.sae.formats import Stated, load, save
 
     with clear_errors():
-        sae, info = load(file, timestep=timestep)
+        sae, info = load(file, timestep=timestep, stated=Stated(architecture, k, raw))
         written = save(target, sae, info.config, to)
-        Reporter(quiet).say(
+        report = Reporter(quiet)
+        for caution in info.cautions:
+            report.say(f"warning: {clean(caution)}")
+        report.say(
             f"{info.format} -> {to}: {info.architecture}, {info.input_dim} -> {info.hidden_dim}, {written}"
         )

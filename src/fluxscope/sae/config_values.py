@@ -3,12 +3,101 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from fluxscope.errors import CheckpointError
+
+MOST_VALUES = 100_000
+"""Values of a config that are kept; nested lists that share their parts may stand for far more."""
+DEEPEST = 20
+
+_SHORT = reprlib.Repr()
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = 40
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 4, 200, 200
+
+
+def shown(value: Any) -> str:
+    """A value in few words, however long or deep it is."""
+    try:
+        return value if isinstance(value, str) else _SHORT.repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        return "a value too long to show"
+
+
+def plain_config(stored: Any, source: object) -> dict[str, Any]:
+    """A checkpoint's config as plain values; empty where there is none.
+
+    Tensors of one number become that number; what is not plain is kept as its description.
+
+    Raises:
+        CheckpointError: it holds more values than any config, or is nested too deeply.
+    """
+    budget = [MOST_VALUES]
+
+    def plain(value: Any, depth: int) -> Any:
+        budget[0] -= 1
+        if budget[0] < 0 or depth > DEEPEST:
+            raise CheckpointError(f"the config in {source} is too large", "It is not an SAE's checkpoint.")
+        if isinstance(value, Mapping):
+            return {shown(name): plain(each, depth + 1) for name, each in value.items()}
+        if isinstance(value, list | tuple | set):
+            return [plain(each, depth + 1) for each in value]
+        value = _plain(value)
+        return value if value is None or isinstance(value, bool | int | float | str) else shown(value)
+
+    return plain(stored, 0) if isinstance(stored, Mapping) else {}
+
+
+def section(config: Mapping[str, Any], name: str, source: object = "the config") -> Mapping[str, Any]:
+    """A config inside a config; empty where it is silent.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    value = config.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise _wrong(value, name, source)
+    return value
+
+
+def word(config: Mapping[str, Any], name: str, source: object = "the config") -> str | None:
+    """A name; None where the config is silent.
+
+    Raises:
+        CheckpointError: it is no text.
+    """
+    value = config.get(name)
+    if value is not None and not isinstance(value, str):
+        raise _wrong(value, name, source)
+    return value
+
+
+def flag(config: Mapping[str, Any], name: str, default: bool, source: object = "the config") -> bool:
+    """Whether something holds; the default where the config is silent.
+
+    Raises:
+        CheckpointError: it is neither true nor false.
+    """
+    value = config.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise _wrong(value, name, source)
+    return default if value is None else value
+
+
+def optional_count(config: Mapping[str, Any], name: str, source: object = "the config") -> int | None:
+    """A positive integer; None where the config is silent.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    value = config.get(name)
+    return None if value is None else positive_integer(value, name, source)
 
 
 def positive_integer(value: Any, name: str, source: object = "the config") -> int:
@@ -56,4 +145,6 @@ def _plain(value: Any) -> Any:
 
 
 def _wrong(value: Any, name: str, source: object) -> CheckpointError:
-    return CheckpointError(f"{source} says {name} = {value}", f"Set {name} to the one it was trained with.")
+    return CheckpointError(
+        f"{source} says {name} = {shown(value)}", f"Set {name} to the one it was trained with."
+    )

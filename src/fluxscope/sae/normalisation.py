@@ -74,7 +74,7 @@ class Normalisation:
         sae.scale_codes(1 / self.scale)
         if self.matrix is not None and sae.features_stand_alone:
             norms = sae.decoder.weight.norm(dim=0)
-            sae.decoder.weight.div_(norms)
+            sae.decoder.weight.div_(norms.clamp_min(torch.finfo(norms.dtype).tiny))
             sae.encoder.weight.mul_(norms[:, None])
             sae.encoder.bias.mul_(norms)
             sae.scale_codes(norms)

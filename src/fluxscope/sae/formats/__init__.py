@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from fluxscope.errors import CheckpointError
 from fluxscope.sae.base import LinearSae
+from fluxscope.sae.config_values import shown
 from fluxscope.sae.formats import (
     dictionary_learning,
     diffract,
@@ -25,7 +27,9 @@ from fluxscope.sae.formats import (
 )
 from fluxscope.sae.formats.format import Format, Imported
 from fluxscope.sae.formats.hub import resolve
-from fluxscope.sae.formats.weight_files import Candidate
+from fluxscope.sae.formats.stated import Stated
+from fluxscope.sae.formats.unread import refuse_unread
+from fluxscope.sae.formats.weight_files import NOTHING_STATED, Candidate
 
 FORMATS: tuple[Format, ...] = (
     native.FORMAT,
@@ -37,6 +41,9 @@ FORMATS: tuple[Format, ...] = (
     diffract.FORMAT,
 )
 """Every format, in the order in which they are tried. A new one is a file of its own and a line here."""
+FAR = 4.0
+"""The probe's activations are random: its L0 is odd where it is this many times k, or as much below it."""
+MOST_FEATURES = 10**9
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class SaeInfo:
         input_dim, hidden_dim: d and f.
         config: the checkpoint's config, completed with what its weights and folder name tell.
         probe: of foreign formats.
+        cautions: what its user must know, a sentence each.
     """
 
     path: Path
@@ -74,18 +82,23 @@ class SaeInfo:
     hidden_dim: int
     config: dict[str, Any]
     probe: Probe | None = None
+    cautions: tuple[str, ...] = ()
 
     @property
     def k(self) -> int | None:
-        return self.config.get("topk_k")
+        return self._count("topk_k")
 
     @property
     def layer(self) -> int | None:
-        return self.config.get("layer")
+        return self._count("layer")
 
     @property
     def timestep(self) -> int | None:
-        return self.config.get("timestep")
+        return self._count("timestep")
+
+    def _count(self, name: str) -> int | None:
+        value = self.config.get(name)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
 
     def sha256(self) -> str:
         """Hash of the file's bytes, in hexadecimal."""
@@ -94,18 +107,23 @@ class SaeInfo:
 
 
 def load(
-    path: Path | str, device: torch.device | str = "cpu", timestep: float | None = None
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    timestep: float | None = None,
+    stated: Stated = NOTHING_STATED,
 ) -> tuple[LinearSae, SaeInfo]:
     """Read an SAE of any known format, in evaluation mode and without gradients.
 
     Args:
         path: a file, the folder that holds it, or hf://owner/name/file.
         timestep: for SAEs that are conditioned on it, the one to read them at.
+        stated: what the file leaves open.
 
     Raises:
-        CheckpointError: the file is missing, damaged, hostile, unknown or contradicts itself.
+        CheckpointError: the file is missing, damaged, hostile, unknown, of a kind that is not read, leaves
+            open what it is, or contradicts itself.
     """
-    candidate = Candidate(resolve(path))
+    candidate = Candidate(resolve(path), stated)
     form = recognise(candidate)
     if timestep is None:
         imported = form.read(candidate)
@@ -116,14 +134,17 @@ def load(
             f"{path} is not conditioned on the timestep (format {form.name})", "Leave the timestep out."
         )
     sae, foreign = imported.sae.eval().requires_grad_(False), form is not native.FORMAT
+    found = probe(imported)
+    config = sae.config() | imported.config if foreign else imported.config
     info = SaeInfo(
         candidate.path,
         form.name,
         sae.architecture,
         sae.input_dim,
         sae.hidden_dim,
-        sae.config() | imported.config if foreign else imported.config,
-        probe(imported) if foreign else None,
+        config,
+        found if foreign else None,
+        imported.cautions + _odd_sparsity(found, config),
     )
     return sae.to(device), info
 
@@ -132,8 +153,9 @@ def recognise(candidate: Candidate) -> Format:
     """The format of a file.
 
     Raises:
-        CheckpointError: it has none that we know.
+        CheckpointError: it has none that we know, or its kind is known and not read.
     """
+    refuse_unread(candidate)
     for form in FORMATS:
         if form.recognise(candidate):
             return form
@@ -161,6 +183,30 @@ def probe(imported: Imported, n_tokens: int = 64) -> Probe | None:
         _relative(ours, theirs),
         _relative(sae.decode(ours), imported.decode(theirs)),
     )
+
+
+def _odd_sparsity(found: Probe | None, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """A caution where the probe is active in far more, or far fewer, features than the config says."""
+    said = _declared_k(config)
+    if found is None or said is None or said / FAR <= found.l0 <= said * FAR:
+        return ()
+    return (
+        f"on random activations {found.l0:.1f} features are active, its config says k = {said}: "
+        "see on your own activations whether it was read as what it is",
+    )
+
+
+def _declared_k(config: Mapping[str, Any]) -> int | None:
+    """The k that a config names, at whichever place a library keeps it."""
+    source = config.get("source_config")
+    beside = source if isinstance(source, Mapping) else {}
+    inner = [beside.get(name) for name in ("trainer", "activation_fn_kwargs")]
+    for place in (config, beside, *inner):
+        for name in ("topk_k", "k"):
+            value = place.get(name) if isinstance(place, Mapping) else None
+            if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1:
+                return int(min(value, MOST_FEATURES))
+    return None
 
 
 def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -191,9 +237,11 @@ def save(
     return path / chosen.weights if chosen.weights else path
 
 
-def describe(path: Path | str, timestep: float | None = None) -> list[tuple[str, str]]:
+def describe(
+    path: Path | str, timestep: float | None = None, stated: Stated = NOTHING_STATED
+) -> list[tuple[str, str]]:
     """(label, value) lines about a checkpoint, for people to read."""
-    sae, info = load(path, timestep=timestep)
+    sae, info = load(path, timestep=timestep, stated=stated)
     lines = [
         ("file", str(info.path)),
         ("format", info.format),
@@ -211,7 +259,8 @@ def describe(path: Path | str, timestep: float | None = None) -> list[tuple[str,
     ]
     if info.probe:
         lines.append(("probe", _probe_line(info.probe)))
-    return lines + [(f"config.{name}", str(value)) for name, value in sorted(info.config.items())]
+    lines += [("caution", caution) for caution in info.cautions]
+    return lines + [(f"config.{name}", shown(value)) for name, value in sorted(info.config.items())]
 
 
 def _probe_line(found: Probe) -> str:
@@ -229,4 +278,4 @@ def _span(norms: torch.Tensor) -> str:
     return f"{float(norms.min()):.4g} to {float(norms.max()):.4g}, mean {float(norms.mean()):.4g}"
 
 
-__all__ = ["FORMATS", "Format", "Probe", "SaeInfo", "describe", "load", "probe", "save"]
+__all__ = ["FORMATS", "Format", "Probe", "SaeInfo", "Stated", "describe", "load", "probe", "save"]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fluxscope.errors import CheckpointError
-from fluxscope.sae.formats.format import Format, Imported
+from fluxscope.sae.formats.format import TRANSCODER, Format, Imported
 from fluxscope.sae.formats.layout import linear, require, require_shape
 from fluxscope.sae.formats.weight_files import Candidate
 from fluxscope.sae.timestep_sae import TimestepSparseAutoencoder
@@ -44,7 +44,11 @@ def read_at(candidate: Candidate, timestep: float) -> Imported:
     conditioned = read_conditioned(candidate)
     config = {"film_timestep": timestep, **from_file_name(candidate.path)}
     return Imported(
-        conditioned.at(timestep), config, lambda x: conditioned.encode(x, timestep), conditioned.decode
+        conditioned.at(timestep),
+        config,
+        lambda x: conditioned.encode(x, timestep),
+        conditioned.decode,
+        (TRANSCODER,) if "transcoder_of" in config else (),
     )
 
 

@@ -15,6 +15,8 @@ from fluxscope.errors import CheckpointError, FluxscopeError
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.formats.weight_files import Candidate
 
+TRANSCODER = "it is a transcoder: what it decodes is what the module gives, not what it was encoded from"
+
 
 @dataclass(frozen=True)
 class Imported:
@@ -24,12 +26,14 @@ class Imported:
         sae: ours.
         config: what the file said, as plain values.
         encode, decode: what the library that wrote the file computes, on the file's own tensors.
+        cautions: what its user must know, a sentence each.
     """
 
     sae: LinearSae
     config: dict[str, Any]
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
+    cautions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,11 @@ class Parts:
         return sae
 
     def imported(
-        self, sae: LinearSae, config: dict[str, Any], activation: Callable[[Tensor], Tensor]
+        self,
+        sae: LinearSae,
+        config: dict[str, Any],
+        activation: Callable[[Tensor], Tensor],
+        cautions: tuple[str, ...] = (),
     ) -> Imported:
         """The filled SAE beside the formula that these tensors stand for."""
 
@@ -92,7 +100,7 @@ class Parts:
         def decode(code: Tensor) -> Tensor:
             return code @ self.decoder + self.decoder_bias
 
-        return Imported(self.fill(sae), config, encode, decode)
+        return Imported(self.fill(sae), config, encode, decode, cautions)
 
 
 def keep_topk(k: int) -> Callable[[Tensor], Tensor]:

@@ -18,7 +18,7 @@ def resolve(path: Path | str) -> Path:
     if not str(path).startswith(PREFIX):
         return Path(path)
     parts = PurePosixPath(str(path).removeprefix(PREFIX)).parts
-    if len(parts) < 3:
+    if len(parts) < 3 or ".." in parts:
         raise CheckpointError(
             f"{path} names no file", "Write hf://owner/name/file, or a folder for the file."
         )

@@ -96,6 +96,8 @@ def require(state: Mapping[str, Any], names: tuple[str, ...], path: Path) -> dic
             f"{path} lacks {', '.join(missing)}",
             f"It holds {', '.join(sorted(map(str, state)))[:200] or 'nothing'}: is it an SAE's checkpoint?",
         )
+    for name in names:
+        _check_stored(state[name], name, path)
     tensors = {name: state[name].detach().to(torch.float32) for name in names}
     for name, tensor in tensors.items():
         bad = int((~torch.isfinite(tensor)).sum())
@@ -104,6 +106,22 @@ def require(state: Mapping[str, Any], names: tuple[str, ...], path: Path) -> dic
                 f"{name} in {path} holds {bad} NaN or infinite values", "Its training diverged: use another."
             )
     return tensors
+
+
+def _check_stored(tensor: Tensor, name: str, path: Path) -> None:
+    """Raises CheckpointError unless each of a tensor's numbers lies in the file.
+
+    A tensor of strides zero shows one number a trillion times: the first sum of two would take the memory.
+    """
+    usual = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    if not usual or tensor.is_complex() or tensor.is_nested:
+        kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
+        raise CheckpointError(f"{name} in {path} is no plain tensor ({kind})", "Store it as float32.")
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        raise CheckpointError(
+            f"{name} in {path} claims {tensor.numel()} numbers, the file holds fewer",
+            "It is not an SAE's checkpoint.",
+        )
 
 
 def require_shape(tensor: Tensor, shape: tuple[int, ...], name: str, path: Path) -> None:

@@ -15,8 +15,10 @@ from typing import Any
 
 from fluxscope.errors import CheckpointError
 from fluxscope.sae.base import LinearSae
+from fluxscope.sae.config_values import optional_count, plain_config, shown
 from fluxscope.sae.formats.format import Format, Imported
 from fluxscope.sae.formats.layout import linear, require, require_shape
+from fluxscope.sae.formats.stated import settle
 from fluxscope.sae.formats.weight_files import Candidate, write_torch
 from fluxscope.sae.relu import SparseAutoencoder
 from fluxscope.sae.table import ARCHITECTURES
@@ -46,14 +48,15 @@ def read(candidate: Candidate) -> Imported:
     state = _without_prefix(state)
     parts = _LAYOUT.parts(state, path)
     f, d = parts.encoder.shape
-    config = _complete(candidate.state.get("config"), d, f, path)
+    config, cautions = _complete(plain_config(candidate.state.get("config"), path), d, f, path)
+    config = _with_stated(config, candidate)
     sae = parts.fill(_build(_architecture(config, path), d, f, config, path))
     own = sae.state_dict()
     extra = tuple(name for name in own if name not in _LAYOUT.names)
     for name, tensor in require(state, extra, path).items():
         require_shape(tensor, tuple(own[name].shape), name, path)
         own[name].copy_(tensor)
-    return Imported(sae, config, sae.encode, sae.decode)
+    return Imported(sae, config, sae.encode, sae.decode, cautions)
 
 
 def write(path: Path, sae: LinearSae, config: Mapping[str, Any]) -> None:
@@ -71,19 +74,41 @@ def _without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
     return {re.sub(r"^(_orig_mod\.|module\.)+", "", str(name)): value for name, value in state.items()}
 
 
-def _complete(stored: Any, input_dim: int, hidden_dim: int, path: Path) -> dict[str, Any]:
-    """The stored config, checked against the weights, its gaps filled from weights and folder name."""
-    config = dict(stored) if isinstance(stored, Mapping) else {}
+def _complete(
+    config: dict[str, Any], input_dim: int, hidden_dim: int, path: Path
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(the config, checked against the weights, its gaps filled from weights and folder name; cautions)."""
     for name, found in (("input_dim", input_dim), ("hidden_dim", hidden_dim)):
         if config.get(name) not in (None, found):
             raise CheckpointError(
-                f"config of {path} says {name} = {config[name]}, its weights say {found}",
+                f"config of {path} says {name} = {shown(config[name])}, its weights say {found}",
                 "Its config and weights come from different SAEs.",
             )
     matches = _FOLDER.finditer(path.parent.name)
     from_folder = {name: int(value) for m in matches for name, value in m.groupdict().items() if value}
-    filled = from_folder | {name: value for name, value in config.items() if value is not None}
-    return config | filled | {"input_dim": input_dim, "hidden_dim": hidden_dim}
+    said = {name: value for name, value in config.items() if value is not None}
+    cautions = tuple(
+        f"its config says {name} = {shown(said[name])}, its folder's name {value}: the config is believed"
+        for name, value in from_folder.items()
+        if said.get(name, value) != value
+    )
+    return config | from_folder | said | {"input_dim": input_dim, "hidden_dim": hidden_dim}, cautions
+
+
+def _with_stated(config: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
+    """The config with what the user says, where it is silent."""
+    path, stated = candidate.path, candidate.stated
+    k = settle("k", "--k", {"its config": optional_count(config, "topk_k", path)}, stated.k, path)
+    if stated.architecture is None:
+        return config | ({"topk_k": k} if k else {})
+    said = None if _silent(config) else _architecture(config, path).architecture
+    name = settle("the architecture", "--architecture", {"its config": said}, stated.architecture, path)
+    return config | {"architecture": name, "topk_k": k}
+
+
+def _silent(config: Mapping[str, Any]) -> bool:
+    """Whether a config tells no architecture."""
+    return all(config.get(name) is None for name in ("architecture", "use_topk", "topk_k", "l1_coeff"))
 
 
 def _architecture(config: Mapping[str, Any], path: Path) -> type[LinearSae]:
@@ -100,13 +125,14 @@ def _architecture(config: Mapping[str, Any], path: Path) -> type[LinearSae]:
     if name is None:
         raise CheckpointError(
             f"{path} doesn't tell whether it is a TopK or an L1 SAE",
-            "Add a config with use_topk and topk_k, or put 'topk<k>' into its folder's name.",
+            "Add a config with use_topk and topk_k, put 'topk<k>' into its folder's name, or say it: "
+            "fluxscope convert FILE TARGET --architecture NAME --k K.",
         )
     for entry in ARCHITECTURES:
         if entry.name == name:
             return entry.load().sae
     known = ", ".join(entry.name for entry in ARCHITECTURES)
-    raise CheckpointError(f"{path} holds a {name} SAE", f"Known are {known}.")
+    raise CheckpointError(f"{path} holds a {shown(name)} SAE", f"Known are {known}.")
 
 
 def _build(

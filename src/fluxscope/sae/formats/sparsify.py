@@ -13,9 +13,10 @@ from typing import Any
 from fluxscope import files
 from fluxscope.errors import CheckpointError
 from fluxscope.sae.base import LinearSae
-from fluxscope.sae.config_values import positive_integer
-from fluxscope.sae.formats.format import Format, Imported, keep_topk, unsupported
+from fluxscope.sae.config_values import flag, optional_count, positive_integer, shown, word
+from fluxscope.sae.formats.format import TRANSCODER, Format, Imported, keep_topk, unsupported
 from fluxscope.sae.formats.layout import Layout
+from fluxscope.sae.formats.stated import not_read, settle
 from fluxscope.sae.formats.weight_files import Candidate, write_safetensors
 from fluxscope.sae.topk import TopKSparseAutoencoder
 
@@ -32,26 +33,42 @@ def read(candidate: Candidate) -> Imported:
 
     Raises:
         CheckpointError: cfg.json is missing, its widths contradict the weights, or it asks for group-wise
-            selection or a skip connection.
+            selection, signed codes or a skip connection.
     """
     config, path = candidate.config, candidate.path
+    beside = f"cfg.json beside {path}"
     if "k" not in config:
         raise CheckpointError(f"{path} has no cfg.json beside it", "Keep both files in one folder.")
-    if config.get("activation", "topk") != "topk" or config.get("skip_connection"):
-        raise CheckpointError(
-            f"{path} uses {'a skip connection' if config.get('skip_connection') else config['activation']}",
-            "Only sparsify's plain TopK coders can be read.",
-        )
-    parts = _LAYOUT.parts(candidate.state, path, centred=not config.get("transcode"))
+    activation = word(config, "activation", beside)
+    if activation not in (None, "topk"):
+        raise not_read(path, f"sparsify's activation '{activation}'")
+    for name, kind in (
+        ("skip_connection", "a transcoder with a skip connection"),
+        ("signed", "signed codes"),
+    ):
+        if flag(config, name, False, beside):
+            raise not_read(path, kind)
+    transcoder = flag(config, "transcode", False, beside)
+    parts = _LAYOUT.parts(candidate.state, path, centred=not transcoder)
     f, d = parts.encoder.shape
-    declared = config.get("num_latents") or config.get("d_in", d) * config.get("expansion_factor", f // d)
-    if declared != f or config.get("d_in", d) != d:
+    _check_widths(config, d, f, path)
+    k = settle("k", "--k", {beside: positive_integer(config["k"], "k", beside)}, candidate.stated.k, path)
+    assert k is not None
+    cautions = (TRANSCODER,) if transcoder else ()
+    return parts.imported(TopKSparseAutoencoder(d, f, k), {"source_config": config}, keep_topk(k), cautions)
+
+
+def _check_widths(config: Mapping[str, Any], d: int, f: int, path: Path) -> None:
+    beside = f"cfg.json beside {path}"
+    width = optional_count(config, "d_in", beside) or d
+    declared = config.get("num_latents") or 0
+    if declared == 0:
+        declared = width * (optional_count(config, "expansion_factor", beside) or f // d)
+    if declared != f or width != d:
         raise CheckpointError(
-            f"cfg.json beside {path} says {declared} latents of {config.get('d_in')}, its weights {f} of {d}",
+            f"{beside} says {shown(declared)} latents of {width}, its weights {f} of {d}",
             "Its config and weights come from different SAEs.",
         )
-    k = positive_integer(config["k"], "k", path)
-    return parts.imported(TopKSparseAutoencoder(d, f, k), {"source_config": config}, keep_topk(k))
 
 
 def write(path: Path, sae: LinearSae, config: Mapping[str, Any]) -> None:
