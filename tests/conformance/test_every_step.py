@@ -9,8 +9,12 @@ import pytest
 
 import fluxscope.steps
 from fluxscope.steps.table import STEPS
+from tests.conformance.settings_read import RUN_DIR, Sources, settings_read
 
 FOLDER = Path(fluxscope.steps.__file__).parent
+WHOSE_FILES = {"out_dir", "images_subdir", "overlays_subdir", "active_layer", "active_site", "patch_size"}
+"""Settings that say where the files are, which the key of a step holds by what lies there; and a constant."""
+
 HEAVY = {"torch", "diffusers", "transformers", "matplotlib", "zarr", "scipy"}
 
 
@@ -48,3 +52,48 @@ def test_every_file_that_a_step_reads_is_made_by_one_before_it():
     for step in STEPS:
         assert set(step.reads) <= made, step.name
         made |= {*step.makes}
+
+
+def undeclared_and_unread(step, sources):
+    read, places = (settings_read(sources, start) for start in ((step.module, "run"), RUN_DIR))
+    declared = set(step.settings)
+    return read - declared - WHOSE_FILES, declared - read - places
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_a_step_declares_the_settings_that_it_reads_and_no_others(step):
+    assert undeclared_and_unread(step, Sources()) == (set(), set())
+
+
+FIRST_LINE = "config, files = context.config, context.files"
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "read", "steps"),
+    [
+        ("steps.analyze", FIRST_LINE, "config.base_seed", {"analyze"}),
+        ("steps.analyze", FIRST_LINE, "context.config.n_image_tokens", {"analyze"}),
+        ("steps.analyze", FIRST_LINE, "getattr(config, 'rank_by')", {"analyze"}),
+        ("run.context", "assert config.clip_model_id is not None", "config.exact", {"clip-embed", "select"}),
+        (
+            "run.steering",
+            "np.random.default_rng(0)",
+            "self.context.config.min_prompts",
+            {"steer", "find-demos"},
+        ),
+        ("run.collection", "config.max_sequence_length is not None", "config.alpha_scale", {"collect"}),
+    ],
+)
+def test_a_read_that_is_not_declared_is_found_wherever_it_is(module, line, read, steps):
+    """One more line in a step, or in what it calls."""
+    text = (FOLDER.parent / f"{module.replace('.', '/')}.py").read_text()
+    (before,) = (each for each in text.splitlines() if line in each)
+    indent = before[: len(before) - len(before.lstrip())]
+    mutant = Sources({f"fluxscope.{module}": text.replace(before, f"{before}\n{indent}_ = {read}")})
+    assert {step.name for step in STEPS if undeclared_and_unread(step, mutant)[0]} == steps
+
+
+def test_a_declared_setting_that_nothing_reads_is_found():
+    text = (FOLDER / "analyze.py").read_text().replace("config.eps_alive", "0.0")
+    mutant = Sources({"fluxscope.steps.analyze": text})
+    assert undeclared_and_unread(STEPS[1], mutant)[1] == {"eps_alive"}

@@ -36,7 +36,7 @@ STEP = Step(
     summary="Assemble labelled steering grids of the demos.",
     reads=("manifest", "codes", "best_demo_candidates", "best_demos"),
     makes=("steering_grids_summary",),
-    settings=("alpha_scale", "clip_percentile", "site_pattern", "target_step_number"),
+    settings=("alpha_scale", "clip_percentile", "height", "width", "site_pattern", "target_step_number"),
 )
 
 

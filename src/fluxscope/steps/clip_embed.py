@@ -18,7 +18,7 @@ STEP = Step(
     summary="Embed the pictures with CLIP.",
     reads=("manifest", "pictures"),
     makes=("clip_embeddings", "clip_meta", "clip_image_ids", "clip_prompt_idx", "clip_seeds"),
-    settings=("clip_model_id", "clip_batch_size", "clip_device"),
+    settings=("clip_model_id", "clip_batch_size", "clip_device", "device"),
     shared=True,
 )
 

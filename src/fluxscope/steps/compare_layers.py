@@ -49,6 +49,7 @@ STEP = Step(
     settings=(
         *("saes", "layer5_sae_path", "layer15_sae_path", "site_pattern", "compare"),
         *("target_step_number", "eps_alive", "alpha_scale", "clip_percentile"),
+        *("model_id", "height", "width", "num_inference_steps"),
     ),
     shared=True,
     both_layers=True,

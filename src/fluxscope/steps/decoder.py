@@ -24,7 +24,7 @@ STEP = Step(
     summary="Show the features' encoder and decoder directions.",
     reads=("selected_features",),
     makes=("decoder_stats", "decoder_directions", "decoder_similarity_matrix"),
-    settings=("saes", "layer5_sae_path", "layer15_sae_path"),
+    settings=("saes", "layer5_sae_path", "layer15_sae_path", "site_pattern"),
 )
 
 NEAREST = 5

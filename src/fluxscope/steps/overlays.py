@@ -31,7 +31,10 @@ STEP = Step(
     summary="Draw where each selected feature is active.",
     reads=("manifest", "codes", "pictures", "selected_features"),
     makes=("overlay_summary",),
-    settings=("alpha_scale", "clip_percentile", "overlay_style", "site_pattern", "target_step_number"),
+    settings=(
+        *("alpha_scale", "clip_percentile", "overlay_style", "height", "width"),
+        *("site_pattern", "target_step_number"),
+    ),
 )
 
 HEATMAPS = {"smooth": token_map_to_heatmap, "blocky": token_map_to_blocky_heatmap}

@@ -37,7 +37,7 @@ STEP = Step(
     settings=(
         *("rank_by", "top_m_per_feature", "min_prompts", "top_features", "top_examples_per_feature"),
         *("enforce_global_unique_images", "eps_alive", "site_pattern", "target_step_number"),
-        *("clip_model_id", "clip_batch_size", "clip_device"),
+        *("clip_model_id", "clip_batch_size", "clip_device", "device", "height", "width"),
     ),
 )
 
