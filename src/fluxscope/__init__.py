@@ -15,6 +15,7 @@ _PLACES = {
     "Change": "fluxscope.models.edits",
     "CodeStore": "fluxscope.run.codes",
     "Config": "fluxscope.settings.config",
+    "Donor": "fluxscope.models.donors",
     "Edit": "fluxscope.models.edits",
     "encode_sparse": "fluxscope.sae.base",
     "FluxscopeError": "fluxscope.errors",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from fluxscope.embedded import shipped_sae as shipped_sae
     from fluxscope.errors import FluxscopeError as FluxscopeError
     from fluxscope.models.capture import Capture as Capture
+    from fluxscope.models.donors import Donor as Donor
     from fluxscope.models.edits import Change as Change
     from fluxscope.models.edits import Edit as Edit
     from fluxscope.models.edits import Scope as Scope

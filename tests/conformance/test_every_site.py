@@ -84,6 +84,11 @@ def hook_outputs(hooks, module, block, note):
         listen = lambda _, __, out, name=name: note(f"double.L.{name}", block, out)  # noqa: E731
         hooks.callback(getattr(module, name).register_forward_hook(listen).remove)
 
+    for name in ("k", "v"):
+        listen = lambda _, __, out, name=name: note(f"double.L.{name}_context", block, out)  # noqa: E731
+        projection = getattr(module.attn, f"add_{name}_proj")
+        hooks.callback(projection.register_forward_hook(listen).remove)
+
     def attention(_, __, out):
         by_tokens = {x.shape[1]: x for x in out}  # image and text differ in their number of tokens
         note("double.L.attn", block, by_tokens[TOKENS["image"]])

@@ -13,10 +13,12 @@ from PIL import Image
 from fluxscope.embedded import CLIP_SHAPES
 from fluxscope.errors import FluxscopeError
 from fluxscope.models.capture import Capture
+from fluxscope.models.denoising import denoising_of
+from fluxscope.models.donors import Donor
 from fluxscope.models.edits import Change, Edit, Scope
 from fluxscope.models.families import FAMILIES, default_settings, family_of
 from fluxscope.models.model import open_model
-from fluxscope.models.sites import SITES, parse_site
+from fluxscope.models.sites import SITES, VELOCITY, parse_site
 from fluxscope.models.spec import PictureSpec, ResumePoint
 from fluxscope.run.manifest import load_manifest
 from fluxscope.run.rundir import RunDir
@@ -142,6 +144,38 @@ def test_an_edit_that_does_nothing_changes_no_bit_and_one_that_does_changes_the_
     pushed = tiny.sample(rows, SEEDS, edit, spec=SPEC)
     assert set(edit.fired.values()) == {1}
     assert torch.equal(pushed[0], plain[0]) and not torch.equal(pushed[1], plain[1])
+
+
+@pytest.mark.parametrize("kind", SITES, ids=lambda kind: kind.pattern)
+def test_a_donor_that_is_the_same_run_changes_no_bit_and_another_changes_one_row(tiny, rows, kind):
+    """Rows: the donor, its twin, the other prompt from the donor's seed, bare and with the copy."""
+    batch, seeds = [rows[0], rows[0], rows[1], rows[1]], [1, 1, 1, 1]
+    plain = tiny.sample(batch, seeds, spec=SPEC)
+    donor = Donor([parse_site(kind.pattern.replace("L", "0"))], range(SPEC.steps), {1: 0, 3: 0})
+    copied = tiny.sample(batch, seeds, donor, spec=SPEC)
+    assert set(donor.fired.values()) == {1} and len(donor.fired) == SPEC.steps
+    assert torch.equal(copied[:3], plain[:3])
+    assert torch.equal(plain[3], plain[2]) and not torch.equal(copied[3], plain[3])
+
+
+def test_a_copy_of_all_that_the_last_block_gives_is_the_donor_s_picture(tiny, rows):
+    """In FLUX.1 the pooled vector of the prompt reaches the output beside the blocks: the velocity is all."""
+    last = tiny.spec.n_single - 1
+    streams = [parse_site(f"single.{last}"), parse_site(f"single.{last}.context")]
+    bare = tiny.sample(rows, [1, 1], spec=SPEC)
+    for everything in ([VELOCITY], [VELOCITY] if tiny.spec.pooled_width else streams):
+        latents = tiny.sample(rows, [1, 1], Donor(everything, range(SPEC.steps), {1: 0}), spec=SPEC)
+        assert torch.equal(latents[0], bare[0]) and not torch.equal(bare[1], bare[0])
+        assert torch.equal(latents[1], latents[0])
+
+
+def test_the_schedule_told_beforehand_is_that_of_the_run(tiny, rows):
+    told, calls = denoising_of(tiny, SPEC), []
+    count = tiny.transformer.register_forward_hook(lambda *_: calls.append(1))
+    tiny.sample(rows, SEEDS, spec=SPEC)
+    count.remove()
+    assert told.calls == len(calls)
+    torch.testing.assert_close(torch.tensor(told.sigmas), tiny.pipe.scheduler.sigmas[:-1].cpu())
 
 
 def test_going_on_from_the_middle_is_bit_exact_or_refused(tiny, rows):

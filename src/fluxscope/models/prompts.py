@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxscope.errors import ConfigError
+from fluxscope.errors import ConfigError, FluxscopeError
 from fluxscope.files import write_bytes, written_files
 from fluxscope.models.families.family import Family
 from fluxscope.models.placement import free_memory
@@ -158,7 +158,17 @@ def _check_length(length: int, tokenizer: Any) -> None:
 
 
 def stack(embeddings: Sequence[Embedding], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A batch's embeddings under the names that diffusers' pipelines take them by."""
+    """A batch's embeddings under the names that diffusers' pipelines take them by.
+
+    Raises:
+        FluxscopeError: they have different numbers of text tokens.
+    """
+    lengths = {len(e.tokens) for e in embeddings}
+    if len(lengths) > 1:
+        raise FluxscopeError(
+            f"prompts of {' and '.join(map(str, sorted(lengths)))} text tokens can't be made in one batch",
+            "Embed them with the same max_sequence_length.",
+        )
     batch = {"prompt_embeds": torch.stack([e.tokens for e in embeddings]).to(device, dtype)}
     pooled = [e.pooled for e in embeddings if e.pooled is not None]
     if pooled:

@@ -6,6 +6,8 @@
     double.L.context      text tokens leaving double block L
     double.L.ff_context   text tokens leaving its text feed-forward, before the gate
     double.L.attn_context text tokens leaving its attention, before the gate
+    double.L.k_context    keys that its attention makes of the text tokens, before their norm and rotation
+    double.L.v_context    values that it makes of them
     single.L              image tokens leaving single block L
     single.L.context      text tokens leaving single block L
 
@@ -56,6 +58,8 @@ SITES = (
     SiteKind("double.L.context", "transformer_blocks", "", 0, "text"),
     SiteKind("double.L.ff_context", "transformer_blocks", "ff_context", None, "text"),
     SiteKind("double.L.attn_context", "transformer_blocks", "attn", 1, "text"),
+    SiteKind("double.L.k_context", "transformer_blocks", "attn.add_k_proj", None, "text"),
+    SiteKind("double.L.v_context", "transformer_blocks", "attn.add_v_proj", None, "text"),
     SiteKind("single.L", "single_transformer_blocks", "", 1, "image"),
     SiteKind("single.L.context", "single_transformer_blocks", "", 0, "text"),
 )

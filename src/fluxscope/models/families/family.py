@@ -101,6 +101,11 @@ class Family(ABC):
         pipe.vae.eval()
         return pipe
 
+    def load_scheduler(self, place: str, dtype: torch.dtype, pipeline: str) -> Pipeline:
+        """A model without any weights: what says how its pictures are denoised."""
+        without = dict.fromkeys(self.text_parts)
+        return self._load(place, dtype, pipeline, transformer=None, vae=None, **without)
+
     def _load(self, place: str, dtype: torch.dtype, pipeline: str, **without: None) -> Pipeline:
         from fluxscope.progress import quiet_libraries
 
@@ -133,6 +138,20 @@ class Family(ABC):
     def needs_nothing(self, pipe: Pipeline, guidance: float) -> bool:
         """Whether pictures are guided against the empty prompt, in a second forward of each step."""
         return False
+
+    @abstractmethod
+    def shift(self, scheduler: Any, spec: PictureSpec) -> float:
+        """How far the schedule is moved towards noise (the scheduler's mu), as the pipeline has it."""
+
+    def sigmas(self, scheduler: Any, spec: PictureSpec) -> tuple[float, ...]:
+        """The noise level before each step, as the pipeline's own loop has it."""
+        import numpy as np
+
+        known = type(scheduler).from_config(scheduler.config)
+        own = scheduler.config.get("use_flow_sigmas")
+        even = {} if own else {"sigmas": np.linspace(1.0, 1 / spec.steps, spec.steps)}
+        known.set_timesteps(spec.steps if own else None, mu=self.shift(scheduler, spec), **even)
+        return tuple(float(sigma) for sigma in known.sigmas[: spec.steps])
 
     @abstractmethod
     def denoise(self, pipe: Pipeline, run: DenoisingRun) -> Tensor:

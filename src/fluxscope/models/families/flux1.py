@@ -120,6 +120,13 @@ class Flux1(Family):
         )
         return [Embedding(t.clone(), p.clone()) for t, p in zip(tokens.cpu(), pooled.cpu(), strict=True)]
 
+    def shift(self, scheduler: Any, spec: PictureSpec) -> float:
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+        bounds = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+        tokens = spec.grid[0] * spec.grid[1]
+        return float(calculate_shift(tokens, *(scheduler.config.get(k, v) for k, v in bounds.items())))
+
     def denoise(self, pipe: Pipeline, run: DenoisingRun) -> Tensor:
         import numpy as np
 

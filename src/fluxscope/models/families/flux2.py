@@ -101,6 +101,11 @@ class Flux2(Family):
         klein = type(pipe).__name__ == "Flux2KleinPipeline"
         return klein and guidance > 1 and not pipe.config.is_distilled
 
+    def shift(self, scheduler: Any, spec: PictureSpec) -> float:
+        from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+        return float(compute_empirical_mu(spec.grid[0] * spec.grid[1], spec.steps))
+
     def denoise(self, pipe: Pipeline, run: DenoisingRun) -> Tensor:
         """The packed latents of the last step taken: what the two pipelines give at the end differs."""
         assert run.first == 0 and run.latents is None
