@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from fluxscope.run import records, steering_records
+from fluxscope.run import records, site_map_records, steering_records
 from fluxscope.run.manifest import ManifestRow
 from fluxscope.run.strict_json import Number, Record, parts, without_none
 
@@ -30,6 +30,7 @@ FILES: dict[str, type[Record]] = {
     "best_demos/best_demo_ids.json": steering_records.DemoIds,
     "steering_grids/steering_grids_summary.json": steering_records.GridsSummary,
     "steps_profile.json": records.StepsProfile,
+    "site_map.json": site_map_records.SiteMap,
 }
 
 NAMES: dict[Any, str] = {int: "int", Number: "number", str: "string", bool: "bool", Any: "any"}

@@ -10,6 +10,12 @@ SHAPES = Path(__file__).resolve().parent / "shapes"
 WEIGHTS = SHAPES / "weights"
 TEST_PROMPTS = SHAPES / "test_prompts.txt"
 
+NATURAL_PAIRS = SHAPES.parent / "prompt_pairs.json"
+"""Pairs of prompts that differ in one thing, for models of natural pictures."""
+
+DONOR_SCORES = WEIGHTS / "donor_scores.json"
+"""Where flux-shapes decides what, as `fluxscope site-map` found it."""
+
 FLUX_SHAPES = "flux-shapes"
 CLIP_SHAPES = "clip-shapes"
 

@@ -145,6 +145,7 @@ WRITING = {
     "steer-bench": ["--feature=3", "--prompt=a circle"],
     "steering-sheet": [],
     "steps-profile": [],
+    "site-map": [],
 }
 
 

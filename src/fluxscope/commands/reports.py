@@ -1,12 +1,14 @@
-"""The commands that only look and report: `doctor`, `steps-profile`."""
+"""The commands that only look and report: `doctor`, `steps-profile`, `site-map`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Optional
 
 import typer
 
-from fluxscope.commands.flags import Quiet
+from fluxscope.commands.flags import Force, Quiet
 from fluxscope.progress import Reporter
 from fluxscope.settings.config import Config
 
@@ -21,6 +23,63 @@ PROFILE_SETTINGS = (
 Pictures = Annotated[
     int, typer.Option("--pictures", min=1, help="How many of the run's pictures to denoise again.")
 ]
+
+SITE_MAP_SETTINGS = (
+    *("device", "dtype", "batch_size", "height", "width", "num_inference_steps", "guidance_scale"),
+    *("target_step_number", "max_sequence_length", "base_seed", "clip_model_id", "clip_device", "distance"),
+)
+"""What `site-map` depends on beside its own options."""
+
+PairsFile = Annotated[
+    Optional[Path],  # noqa: UP045 -- read by typer at run time
+    typer.Option(
+        "--pairs",
+        help='JSON file of prompts that differ in one thing: {"pairs": [{"source": "...", "target": "..."}]}.'
+        " [default: captions for flux-shapes, natural prompts for other models]",
+    ),
+]
+PairCount = Annotated[
+    Optional[int],  # noqa: UP045 -- read by typer at run time
+    typer.Option("--pair-count", min=1, max=1000, help="How many. [default: 16 of flux-shapes, else all]"),
+]
+Kinds = Annotated[
+    str,
+    typer.Option(
+        "--kinds", help="Kinds of site: ff, attn, text_kv, text, image, single_text, single. [default: all]"
+    ),
+]
+Blocks = Annotated[
+    str,
+    typer.Option(
+        "--blocks",
+        help="Numbers, ranges such as 4-7, each, groups (of four), all. [default: each, groups, all]",
+    ),
+]
+Windows = Annotated[
+    str,
+    typer.Option(
+        "--windows",
+        help="Noise levels at which to copy: whole, parts, or such as 1-0.7,0.7-0. [default: whole, and "
+        "parts for all blocks together]",
+    ),
+]
+Cells = Annotated[
+    str, typer.Option("--cells", help="Or the cells by name, such as ff:15,attn:0-3@0.7-0.4,text:each.")
+]
+CostOnly = Annotated[bool, typer.Option("--cost", help="Say what it costs, and stop.")]
+
+
+@dataclass(frozen=True)
+class SiteMapOptions:
+    """The options of `fluxscope site-map`; each is a flag."""
+
+    pairs: PairsFile = None
+    pair_count: PairCount = None
+    kinds: Kinds = ""
+    blocks: Blocks = ""
+    windows: Windows = ""
+    cells: Cells = ""
+    cost: CostOnly = False
 
 
 def doctor(config: Config) -> None:
@@ -45,3 +104,24 @@ def steps_profile(config: Config, pictures: Pictures = 32, quiet: Quiet = False)
     report = Reporter(quiet)
     with lock_run(config, report):
         report.say(profile_steps(Context(config, RunDir.of(config), report), pictures))
+
+
+def site_map(config: Config, options: SiteMapOptions, force: Force = False, quiet: Quiet = False) -> None:
+    """Map where the model decides what, to know where steering can work.
+
+    Activations of a donor's run (same seed, another prompt) are copied in at every kind of site, block by
+    block and in ranges. How often what the donor's prompt asks for comes about is the site's donor score: no
+    edit of natural size can do more there. Writes site_map.json and site_map.png.
+    """
+    from fluxscope.commands.site_map import Request
+    from fluxscope.commands.site_map import site_map as make
+    from fluxscope.run.context import Context
+    from fluxscope.run.lock import lock_run
+    from fluxscope.run.rundir import RunDir
+
+    report = Reporter(quiet)
+    asked = options.kinds, options.blocks, options.windows, options.cells
+    request = Request(options.pairs, options.pair_count, *asked)
+    with lock_run(config, report):
+        context = Context(config, RunDir.of(config), report, force)
+        report.say(make(context, request, options.cost))

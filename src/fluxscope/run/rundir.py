@@ -96,6 +96,7 @@ class RunDir:
         names = ("steering", "best_demos", "steering_grids")
         of_sites = [home / name for home in self.homes for name in (self.overlays_subdir, *names)]
         shared = [self.images, self.codes, self.activations, self.layer_comparison, self.prompt_embeddings]
+        shared.append(self.site_map_pictures)
         return [*shared, *self.homes[1:], *of_sites]
 
     # --- shared by all sites ---
@@ -151,6 +152,20 @@ class RunDir:
     @property
     def comparison(self) -> Path:
         return self.layer_comparison / "comparison.json"
+
+    # --- site-map ---
+    @property
+    def site_map(self) -> Path:
+        """Where the model decides what: how often copies at every site bring about a change."""
+        return self.root / "site_map.json"
+
+    @property
+    def site_map_pictures(self) -> Path:
+        return self.root / "site_map"
+
+    def site_map_picture(self, pair: int, which: str) -> Path:
+        """A picture of a pair without any copy: which is "source" or "donor"."""
+        return self.site_map_pictures / f"pair_{pair:04d}_{which}.png"
 
     # --- step 1 ---
     @property
