@@ -38,9 +38,25 @@ def test_one_warning_lists_unknown_words_and_the_words_that_are_known(model: Mod
     assert "triangle" in warnings[0].split("It knows:")[1]
 
 
-def test_long_prompts_are_counted_in_a_warning(model: Model) -> None:
+def test_long_prompts_are_counted_and_named_in_a_warning(model: Model) -> None:
     warnings = model.encode(["red " * 500, "a red circle"]).warnings
-    assert warnings == ("1 prompts were cut after 20 text tokens",)
+    assert warnings == (f"1 prompts were cut after 20 text tokens: '{('red ' * 10)[:37]}...'",)
+
+
+def test_a_prompt_that_only_clip_cuts_is_told_by_its_words(model: Model) -> None:
+    """CLIP needs a token more than T5: it marks a prompt's beginning and its end."""
+    longest, beyond = "a small blue star " + "red " * 14, "a small blue star " + "red " * 15
+    assert model.encode([longest]).warnings == ()
+    (warning,) = model.encode([beyond, longest]).warnings
+    assert warning.startswith("1 prompts were cut after 20 tokens by the encoder of their gist (CLIP)")
+    assert "'a small blue star red" in warning
+
+
+def test_of_many_cut_prompts_three_are_named(model: Model) -> None:
+    (warning,) = model.encode([f"{word} " * 30 for word in ("red", "blue", "green", "black")]).warnings
+    assert warning.startswith("4 prompts were cut after 20 text tokens: 'red red")
+    assert "'blue blue" in warning and "'green green" in warning and "'black" not in warning
+    assert warning.endswith(" and 1 more")
 
 
 def test_more_tokens_than_the_model_reads_are_refused(model: Model) -> None:

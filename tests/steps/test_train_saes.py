@@ -269,12 +269,31 @@ def test_the_flag_of_its_architecture_says_what_is_trained():
     relu = wanted_training(128, make_config(), TrainOptions(architecture="relu"), given)
     assert relu.sparsities == (0.1, 0.2)
     assert [config.architecture for config in relu.configs()] == [ReLU(0.1), ReLU(0.2)]
+    given = {"k": None, "l1": None, "l0": None}
     topk = wanted_training(128, make_config(), TrainOptions(), given)
     assert [config.architecture for config in topk.configs()] == [TopK(16)]
     swept = wanted_training(128, make_config(), SweepOptions(architecture="batch_topk"), given)
     assert [config.architecture.k for config in swept.configs()] == [2, 4, 8, 16, 32]
     wide = wanted_training(3072, make_config(model_id="a/model"), TrainOptions(), {})
     assert [config.architecture for config in wide.configs()] == [TopK(64)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flag", "readers", "own"),
+    [
+        ("topk", "l1", "relu", "k"),
+        ("batch_topk", "l0", "jumprelu", "k"),
+        ("relu", "k", "topk, batch_topk, matryoshka_batch_topk", "l1"),
+        ("jumprelu", "k", "topk, batch_topk, matryoshka_batch_topk", "l0"),
+    ],
+)
+def test_a_flag_that_only_other_architectures_read_is_refused(architecture, flag, readers, own):
+    given = {"k": None, "l1": None, "l0": None, flag: "2"}
+    for options in (TrainOptions(architecture=architecture), SweepOptions(architecture=architecture)):
+        with pytest.raises(ConfigError) as caught:
+            wanted_training(128, make_config(), options, given)
+        assert caught.value.message == f"--{flag} is read by {readers}, and not by {architecture}"
+        assert f"--{own} " in caught.value.hint
 
 
 def test_a_mistake_in_the_flag_of_another_architecture_is_not_passed_over():

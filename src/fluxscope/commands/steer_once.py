@@ -124,12 +124,9 @@ def file_name(*words: str) -> str:
 
 
 def loaded(config: Config, request: Request, report: Reporter) -> Steerer:
-    """The model with the request's prompt; says what it doesn't know of it."""
+    """The model with the request's prompt; says what the user should know of it, and of the SAE."""
     model = open_model_of(config, report)
-    steerer = load_steerer(config, model, config.site, [request.prompt], request.features)
-    for warning in steerer.prompts.warnings:
-        report.say(f"warning: {warning}")
-    return steerer
+    return load_steerer(config, model, config.site, [request.prompt], request.features, report)
 
 
 def units_of(config: Config, files: RunDir, request: Request, report: Reporter) -> dict[int, float]:

@@ -12,9 +12,10 @@ import typer
 
 from fluxscope.commands.flags import Quiet
 from fluxscope.embedded import FLUX_SHAPES, TEST_PROMPTS
+from fluxscope.errors import ConfigError
 from fluxscope.fields import Number, to_numbers
 from fluxscope.progress import Reporter
-from fluxscope.sae.table import ARCHITECTURES, Sparsity, named, sparsities
+from fluxscope.sae.table import ARCHITECTURES, Entry, Sparsity, named, sparsities
 from fluxscope.settings.config import Config
 
 if TYPE_CHECKING:
@@ -171,7 +172,8 @@ def wanted_training(
     from fluxscope.sae.train import TrainConfig
 
     entry = named(options.architecture)
-    values = sparsities_given(config, given, sweeps=isinstance(options, SweepOptions))[entry.sparsity]
+    refuse_flags_of_others(entry, given)
+    values = sparsities_given(config, entry.sparsity, given, sweeps=isinstance(options, SweepOptions))
     architecture = entry.sparsity.given(entry.load()(), values[0])
     expansion = options.expansion
     if expansion is None:
@@ -198,16 +200,25 @@ def wanted_training(
 
 
 def sparsities_given(
-    config: Config, given: Mapping[str, str | None], sweeps: bool
-) -> dict[Sparsity, tuple[int | float, ...]]:
-    """The values of every sparsity's flag, or what is trained without it. All are read: no mistake is hidden.
+    config: Config, sparsity: Sparsity, given: Mapping[str, str | None], sweeps: bool
+) -> tuple[int | float, ...]:
+    """The values of a sparsity's flag, or what is trained without it.
 
     Raises:
         ConfigError: one is no list of numbers.
     """
-    wide = config.model_id != FLUX_SHAPES
-    texts = {each: given.get(each.flag) or _usual(each, sweeps, wide) for each in sparsities()}
-    return {each: numbers(f"--{each.flag}", text, each.number, low=each.low) for each, text in texts.items()}
+    text = given.get(sparsity.flag) or _usual(sparsity, sweeps, wide=config.model_id != FLUX_SHAPES)
+    return numbers(f"--{sparsity.flag}", text, sparsity.number, low=sparsity.low)
+
+
+def refuse_flags_of_others(entry: Entry, given: Mapping[str, str | None]) -> None:
+    """Raise ConfigError for a flag that only other architectures read: it would change nothing."""
+    for sparsity, users in sparsities().items():
+        if given.get(sparsity.flag) is not None and entry.name not in users:
+            raise ConfigError(
+                f"--{sparsity.flag} is read by {', '.join(users)}, and not by {entry.name}",
+                f"Give --{entry.sparsity.flag} in its place, or --architecture {users[0]}.",
+            )
 
 
 def shapes_captions(config: Config, count: int) -> list[str] | None:

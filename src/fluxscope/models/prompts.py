@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxscope.errors import ConfigError, FluxscopeError
+from fluxscope.errors import ConfigError, FluxscopeError, clean
 from fluxscope.files import write_bytes, written_files
 from fluxscope.models.families.family import Family
 from fluxscope.models.placement import free_memory
@@ -127,6 +127,9 @@ class TextPart:
         load = self._family.load_text if missing else self._family.load_tokenizers
         pipe = load(self._place, self._dtype, self._pipeline)
         tokenizer = self._family.tokenizer(pipe)
+        warnings = prompt_warnings(
+            tokenizer, list(dict.fromkeys(prompts)), length, self._family.gist_tokenizer(pipe)
+        )
         _check_length(length, tokenizer)
         if missing:
             self._make_room()
@@ -138,7 +141,7 @@ class TextPart:
                     store.write(prompt, embedding)
             del pipe
             free_memory(self._device)
-        return Prompts(store, distinct, prompt_warnings(tokenizer, list(dict.fromkeys(prompts)), length))
+        return Prompts(store, distinct, warnings)
 
     def _store(self, length: int) -> PromptStore:
         if self._folder is None and self._temporary is None:
@@ -176,9 +179,27 @@ def stack(embeddings: Sequence[Embedding], device: torch.device, dtype: torch.dt
     return batch
 
 
-def prompt_warnings(tokenizer: Any, prompts: Sequence[str], length: int) -> list[str]:
-    """What users should know of these prompts: words that the model doesn't know, prompts that are cut."""
-    return [*_unknown_words(tokenizer, prompts), *_cut_prompts(tokenizer, prompts, length)]
+def prompt_warnings(
+    tokenizer: Any, prompts: Sequence[str], length: int, gist_tokenizer: Any = None
+) -> list[str]:
+    """What users should know of these prompts: words that the model doesn't know, prompts that are cut.
+
+    Args:
+        gist_tokenizer: that of a second text encoder, which reads as far as it can.
+    """
+    warnings = _unknown_words(tokenizer, prompts)
+    cut = _cut_prompts(tokenizer, prompts, length)
+    if cut:
+        warnings.append(f"{len(cut)} prompts were cut after {length} text tokens: {_listed(cut)}")
+    if gist_tokenizer is not None:
+        reads = gist_tokenizer.model_max_length
+        short = [prompt for prompt in _cut_prompts(gist_tokenizer, prompts, reads) if prompt not in cut]
+        if short:
+            warnings.append(
+                f"{len(short)} prompts were cut after {reads} tokens by the encoder of their gist (CLIP), "
+                f"but not by that of their words: {_listed(short)}"
+            )
+    return warnings
 
 
 def _unknown_words(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
@@ -199,8 +220,12 @@ def _unknown_words(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
 
 
 def _cut_prompts(tokenizer: Any, prompts: Sequence[str], length: int) -> list[str]:
-    """A warning that counts the prompts longer than the model is told to read."""
+    """The prompts that are longer than is read of them."""
     with quiet_libraries():
-        lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in prompts]
-    longer = sum(n > length for n in lengths)
-    return [f"{longer} prompts were cut after {length} text tokens"] if longer else []
+        return [prompt for prompt in prompts if len(tokenizer(prompt)["input_ids"]) > length]
+
+
+def _listed(prompts: Sequence[str]) -> str:
+    """The first few prompts, by their beginnings."""
+    shown = ", ".join(repr(clean(prompt, 40)) for prompt in prompts[:3])
+    return shown + (f" and {len(prompts) - 3} more" if len(prompts) > 3 else "")

@@ -34,7 +34,7 @@ from fluxscope.run.context import picture_spec
 from fluxscope.run.inputs import IDENTITY
 from fluxscope.run.jobs import Job
 from fluxscope.run.manifest import ListedPicture, ManifestRow
-from fluxscope.run.recorders import Recorder, check_width, load_further, open_recorder
+from fluxscope.run.recorders import Recorder, check_width, load_further, open_recorder, used_elsewhere
 from fluxscope.run.records import RunLog
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.strict_json import Place
@@ -66,10 +66,12 @@ class Collection:
     Attributes:
         targets: the sites with an SAE, the one that the run is about first.
         further: other sites.
+        warnings: what the user should know of the SAEs.
     """
 
     targets: list[Target]
     further: list[Recorder]
+    warnings: list[str]
 
     @property
     def recorders(self) -> list[Recorder]:
@@ -123,8 +125,11 @@ def open_collection(
         write_run_log(config, target, jobs, completed=recorder.done, seconds=0.0)
         targets.append(target)
     done = targets[0].recorder.done
-    further = [open_recorder(config, spec, place, sae, done, pictures) for place, sae in others]
-    return Collection(targets, further)
+    further = [open_recorder(config, spec, place, sae, done, pictures) for place, sae, _ in others]
+    places = [(target.recorder.site, target.info) for target in targets]
+    places += [(place, info) for place, _, info in others if info]
+    warnings = [words for place, info in places if (words := used_elsewhere(config, place, info))]
+    return Collection(targets, further, warnings)
 
 
 def load_sae_for(

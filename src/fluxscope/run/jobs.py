@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fluxscope.errors import clean
 from fluxscope.run.manifest import read_prompts
 from fluxscope.settings.config import Config
 
@@ -31,3 +34,18 @@ def plan_jobs(config: Config) -> list[Job]:
         for p, prompt in enumerate(prompts)
         for r in range(reps)
     ]
+
+
+def repeated_prompts(jobs: Sequence[Job]) -> str | None:
+    """What the user should know where a prompt stands in the file more than once."""
+    lines = {job.prompt_idx: job.prompt for job in jobs}
+    often = Counter(lines.values())
+    repeated = {prompt: count for prompt, count in often.items() if count > 1}
+    if not repeated:
+        return None
+    shown = ", ".join(f"{clean(prompt, 40)!r} {count} times" for prompt, count in list(repeated.items())[:3])
+    more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
+    return (
+        f"of {len(lines)} prompts {len(often)} are distinct ({shown}{more}); the same words count as "
+        "one prompt wherever distinct ones are asked for"
+    )

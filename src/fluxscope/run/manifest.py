@@ -125,7 +125,7 @@ def ensure_dir(path: Path | str) -> Path:
 
 
 def read_prompts(path: Path | str) -> list[str]:
-    """Read prompts, one a line; blank lines are skipped.
+    """Read prompts, one a line. Blank lines are skipped, and the mark (BOM) that some editors begin with.
 
     Raises:
         MissingInputError: the file is missing, holds no prompt, or is no text.
@@ -136,7 +136,7 @@ def read_prompts(path: Path | str) -> list[str]:
             f"prompts file not found: {path}", "Set prompts_path to a file, one prompt a line."
         )
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise MissingInputError(
             f"{path} is not UTF-8 text", "Save the prompts as plain UTF-8 text."

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from fluxscope.errors import CheckpointError, ConfigError, FluxscopeError
+from fluxscope.errors import CheckpointError, ConfigError, FluxscopeError, clean
 from fluxscope.models.sites import Site, parse_site
 from fluxscope.models.spec import ModelSpec
 from fluxscope.run.activations import ActivationStore
@@ -23,7 +23,7 @@ from fluxscope.run.rundir import RunDir
 from fluxscope.sae.base import LinearSae, encode_sparse
 from fluxscope.sae.codes import SparseCodes
 from fluxscope.sae.data import MAX_BAD_SHARE
-from fluxscope.sae.formats import load
+from fluxscope.sae.formats import SaeInfo, load
 from fluxscope.settings.config import Config
 
 Kept = SparseCodes | Tensor
@@ -144,7 +144,7 @@ def open_recorder(
 
 def load_further(
     config: Config, spec: ModelSpec, device: torch.device, taken: set[str]
-) -> list[tuple[Site, LinearSae | None]]:
+) -> list[tuple[Site, LinearSae | None, SaeInfo | None]]:
     """The places of `sites`: "single.1" keeps raw activations, "single.1=path/to/sae_best.pt" codes.
 
     They have no manifest of their own: they are as far as their stores are, but never past the run's last
@@ -157,19 +157,19 @@ def load_further(
         CheckpointError: an SAE is missing, damaged, or of another width than its site.
         ConfigError: the model lacks a site, or one is named twice.
     """
-    further: dict[str, tuple[Site, LinearSae | None]] = {}
+    further: dict[str, tuple[Site, LinearSae | None, SaeInfo | None]] = {}
     for entry in config.sites:
         name, _, path = entry.partition("=")
         site = parse_site(name)
         spec.check_site(site)
         if name in further:
             raise ConfigError(f"the site {name} is named twice", "Name each of --sites once.")
-        sae = None
+        sae = info = None
         if path:
-            sae, _ = load(path, device)
+            sae, info = load(path, device)
             check_width(config, name, path, sae, spec)
         if name not in taken:
-            further[name] = site, sae
+            further[name] = site, sae, info
     return list(further.values())
 
 
@@ -181,3 +181,19 @@ def check_width(config: Config, site: str, path: str, sae: LinearSae, spec: Mode
             f"but {site} of {config.model_id} has width {spec.width}",
             "Choose an SAE that was trained on this model and site.",
         )
+
+
+def used_elsewhere(config: Config, site: Site, info: SaeInfo) -> str | None:
+    """What the user should know where an SAE says that it was trained at another place than it is used at."""
+    said, here = [], []
+    place, layer, step = (info.config.get(name) for name in ("site", "layer", "timestep"))
+    if isinstance(place, str) and place != site.name:
+        said, here = [clean(place)], [site.name]
+    elif not isinstance(place, str) and isinstance(layer, int) and layer != site.layer:
+        said, here = [f"block {layer}"], [site.name]
+    if isinstance(step, int) and step != config.target_step_number:
+        said.append(f"step {step}")
+        here.append(f"step {config.target_step_number} of {config.num_inference_steps}")
+    if not said:
+        return None
+    return f"{info.path} says that it was trained at {', '.join(said)}; it is used at {', '.join(here)}"

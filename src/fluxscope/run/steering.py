@@ -12,6 +12,7 @@ from fluxscope.draw.heatmap import outline_heatmap, overlay_heatmap, token_map_t
 from fluxscope.errors import ConfigError, MissingInputError
 from fluxscope.measures.clip import load_clip, open_picture
 from fluxscope.measures.distance import Distance, clip_distance, find_alex_distance
+from fluxscope.progress import Reporter
 from fluxscope.run.context import Context, picture_spec
 from fluxscope.run.manifest import Manifest
 from fluxscope.run.records import RunLog, SelectedFeature, Selection
@@ -35,23 +36,36 @@ STRANGERS = 24
 
 
 def load_steerer(
-    config: Config, model: Model, site: str, prompts: Sequence[str], features: Sequence[int] = ()
+    config: Config,
+    model: Model,
+    site: str,
+    prompts: Sequence[str],
+    features: Sequence[int] = (),
+    report: Reporter | None = None,
 ) -> Steerer:
     """The site's SAE beside the model, which is told of the prompts.
+
+    Args:
+        report: where to say what the user should know of them; None where step 1 has said it.
 
     Raises:
         ConfigError: the SAE lacks one of the features; found before the model's weights are loaded.
     """
     from fluxscope.models.edits import check_feature
     from fluxscope.models.placement import pick_device
+    from fluxscope.models.sites import parse_site
     from fluxscope.models.steering import Steerer
     from fluxscope.run.collection import load_sae_for
+    from fluxscope.run.recorders import used_elsewhere
 
     sae_device = pick_device(config.sae_device, fallback=str(model.device))
-    sae, _ = load_sae_for(config, site, model.spec, sae_device)
+    sae, info = load_sae_for(config, site, model.spec, sae_device)
     for feature in features:
         check_feature(sae, feature)
     embeddings = model.encode(prompts, config.max_sequence_length)
+    for warning in (used_elsewhere(config, parse_site(site), info), *embeddings.warnings):
+        if report and warning:
+            report.say(f"warning: {warning}")
     spec = picture_spec(config)
     return Steerer(model, sae, spec, embeddings, max(config.batch_size or 1, 2), config.exact)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from fluxscope.files import save_image
 from fluxscope.run.context import Context, picture_spec, step_work
 from fluxscope.run.inputs import COLLECTED
-from fluxscope.run.jobs import Job, plan_jobs
+from fluxscope.run.jobs import Job, plan_jobs, repeated_prompts
 from fluxscope.run.manifest import ManifestRow, append_rows
 from fluxscope.steps.step import Step
 
@@ -55,6 +55,9 @@ def run(context: Context) -> str:
     device = pick_device(config.sae_device, fallback=str(context.model.device))
     collection = open_collection(config, context.model.spec, jobs, device, context.force)
     keep_what_was_collected(context)
+    for warning in (*collection.warnings, repeated_prompts(jobs)):
+        if warning:
+            context.report.say(f"     warning: {warning}")
     lost = lost_pictures(context, jobs[: collection.done])
     spent = 0.0
     if lost or collection.done < len(jobs):

@@ -7,6 +7,7 @@ activation's peak is measured for the selected ones, and for the most coherent o
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Int64
 
 from fluxscope.errors import MissingInputError, RunDirError
 from fluxscope.files import load_npy, save_npz
@@ -59,7 +60,7 @@ def run(context: Context) -> str:
             f"{len(rows)} pictures, {len(embeddings)} embeddings and {len(s)} rows of S do not fit",
             "Run steps 1 and 3 again: fluxscope run --steps 1,3",
         )
-    prompt_idx = np.array([row.prompt_idx for row in rows])
+    prompt_idx = prompts_of(manifest)
     ranked = rank_images(s, prompt_idx, config.eps_alive, config.top_m_per_feature)
     scores = score_features(ranked, embeddings, prompt_idx, config.min_prompts)
     if config.rank_by == "crop_coherence":
@@ -91,7 +92,7 @@ def choose(context: Context, scores: FeatureScores, manifest: Manifest) -> list[
     A run of fewer prompts than a feature shall have examples shows what there is, and pictures repeatedly.
     """
     config, few = context.config, shows_few(context.config, manifest)
-    n_prompts = len({row.prompt_idx for row in manifest.rows})
+    n_prompts = len(np.unique(prompts_of(manifest)))
     return select_features(
         scores,
         [row.image_id for row in manifest.rows],
@@ -104,7 +105,13 @@ def choose(context: Context, scores: FeatureScores, manifest: Manifest) -> list[
 
 def shows_few(config: Config, manifest: Manifest) -> bool:
     """Whether the run has fewer prompts than a feature has examples, which are of distinct prompts."""
-    return len({row.prompt_idx for row in manifest.rows}) < config.top_examples_per_feature
+    return len(np.unique(prompts_of(manifest))) < config.top_examples_per_feature
+
+
+def prompts_of(manifest: Manifest) -> Int64[np.ndarray, " n"]:
+    """The prompt of each picture, as the number of the first line that says the same."""
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(row.prompt, row.prompt_idx) for row in manifest.rows], np.int64)
 
 
 def record_of(scores: FeatureScores, choice: Choice) -> SelectedFeature:

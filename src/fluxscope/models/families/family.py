@@ -129,6 +129,10 @@ class Family(ABC):
     def tokenizer(self, pipe: Pipeline) -> Any:
         """The tokenizer that decides which words a model knows and where prompts are cut."""
 
+    def gist_tokenizer(self, pipe: Pipeline) -> Any:
+        """That of a second text encoder, which makes one vector of a whole prompt; None without one."""
+        return None
+
     @abstractmethod
     def encode(
         self, pipe: Pipeline, prompts: Sequence[str], length: int, device: torch.device

@@ -110,6 +110,9 @@ class Flux1(Family):
     def tokenizer(self, pipe: Pipeline) -> Any:
         return pipe.tokenizer_2
 
+    def gist_tokenizer(self, pipe: Pipeline) -> Any:
+        return pipe.tokenizer
+
     def encode(
         self, pipe: Pipeline, prompts: Sequence[str], length: int, device: torch.device
     ) -> list[Embedding]:
