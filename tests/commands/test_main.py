@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from fluxscope.commands.flags import NO_FLAG
 from fluxscope.commands.main import build_app
+from fluxscope.errors import MissingInputError
 from fluxscope.files import read_torch_checkpoint
 from fluxscope.run.rundir import RunDir
 from fluxscope.settings.config import make_config, settings_table
@@ -71,12 +72,16 @@ def test_all_and_a_list_of_steps_contradict_each_other(tmp_path):
     assert result.stderr == "error: both --all and --steps are given\n  Give one of them.\n"
 
 
-def test_all_stops_at_the_step_that_fails_and_lists_the_others(tmp_path):
+def test_all_stops_at_the_step_that_fails_and_lists_the_others(tmp_path, monkeypatch):
+    def fail(config):
+        raise MissingInputError("no distance is to be had", "Wait.")
+
+    monkeypatch.setattr("fluxscope.steps.steer.load_distance", fail)
     flags = ["--max-prompts=1", "--num-inference-steps=2", "--target-step-number=1"]
     result = fluxscope("run", "--all", *flags, "--out-dir", str(tmp_path / "run"))
     assert result.exit_code == 1
     assert "no feature is active on enough of the 2 pictures" in result.stdout  # step 4, which goes on
-    assert "lists no features" in result.stderr  # step 7
+    assert "no distance is to be had" in result.stderr  # step 7
     rest = ", ".join(f"{step.number} {step.name}" for step in STEPS if step.number > 7)
     assert f"Not run: {rest}\n" in result.stdout
 

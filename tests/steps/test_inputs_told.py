@@ -1,6 +1,5 @@
 """What step 1 tells of prompts and SAEs that may be meant otherwise, and what it makes of them."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -89,7 +88,6 @@ def test_an_sae_of_another_site_or_step_is_told_with_both_places(tmp_path, capsy
     )
     assert f"{further} says that it was trained at block 3; it is used at single.1" in said
     assert said.count("says that it was trained") == 3
-    steerer_says = []
     config = make_config(**{**QUICK, **settings, "out_dir": str(tmp_path / "run")})
     report = Reporter()
     model = open_model(config.model_id, "cpu", "float32", tmp_path / "prompts")
@@ -129,4 +127,3 @@ def test_the_marks_of_prompts_do_not_change_what_shipped_prompts_are():
     prompts = read_prompts(str(make_config().prompts_path))
     assert len(set(prompts)) == len(prompts)
     assert repeated_prompts(plan_jobs(make_config())) is None
-    assert np.all([len(prompt) > 5 for prompt in prompts])

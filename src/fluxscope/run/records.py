@@ -121,6 +121,10 @@ class SelectedFeature(Record):
         return {name: getattr(self, name) for name in MEASURES} | further
 
 
+SAME_SCORE = 1e-6
+"""Scores that are less apart differ by the order in which the same pictures were averaged."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Selection(Record):
     """selected_features.json"""
@@ -135,6 +139,18 @@ class Selection(Record):
     min_prompts: int | None = ours("Distinct prompts that a feature must be active on.")
     layer_index: int | None = ours("Their layer.")
     features: list[SelectedFeature] = part("The selected features, best first.")
+
+    @property
+    def ranking(self) -> str:
+        """The score that ranks the features; older files don't name it."""
+        return self.rank_by or "clip_coherence"
+
+    @property
+    def tied(self) -> bool:
+        """Whether all features have the same score, so that nothing ranks them: they stand by their ids."""
+        scores = [getattr(each, self.ranking, None) for each in self.features]
+        known = [score for score in scores if score is not None]
+        return len(known) > 1 and len(known) == len(scores) and max(known) - min(known) < SAME_SCORE
 
     @classmethod
     def read_some(cls, path: Path) -> Selection:

@@ -104,12 +104,8 @@ def settings_of_run(context: Context) -> dict[str, Any]:
 
 
 def selected(context: Context) -> list[SelectedFeature]:
-    """The records of the features to steer, best first.
-
-    Raises:
-        MissingInputError: none is selected.
-    """
-    return Selection.read_some(context.files.selected_features).features[: context.config.steer_features]
+    """The records of the features to steer, best first; none where none is selected."""
+    return Selection.read(context.files.selected_features).features[: context.config.steer_features]
 
 
 @dataclass

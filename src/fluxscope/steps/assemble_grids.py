@@ -51,7 +51,7 @@ def run(context: Context) -> str:
                 grids.append(assemble(context, manifest, record, number, demo, demos.config))
             except FluxscopeError as error:
                 context.report.say(f"     warning: {error.message}")
-    if not grids:
+    if demos.features and not grids:
         raise MissingInputError(
             f"{files.best_demo_candidates} lists no demo with pictures", "Run step 10: fluxscope find-demos"
         )
@@ -59,6 +59,8 @@ def run(context: Context) -> str:
     GridsSummary(layer_index=files.layer, strengths=strengths, grids=grids).write(
         files.steering_grids_summary
     )
+    if not grids:
+        return "there are no demos to lay out"
     return f"{len(grids)} grids in {files.steering_grids}"
 
 

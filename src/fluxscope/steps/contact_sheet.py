@@ -28,9 +28,8 @@ def run(context: Context) -> str:
         return nothing_to_show(context)
     overlays = OverlaySummary.read(files.overlay_summary, files.root)
     cards = [card_of(context, record, overlays.items) for record in selection.features]
-    title = f"The {len(cards)} features with the highest {selection.rank_by or 'clip_coherence'}"
-    title = title.replace("clip_", "CLIP ").replace("_", " ")
-    subtitle, footer = subtitle_of(overlays, selection), footer_of(overlays, selection)
+    title, subtitle = title_of(selection), subtitle_of(overlays, selection)
+    footer = footer_of(overlays, selection)
     across = 2 if len(cards) > 6 else 1
     save_image(files.contact_sheet, contact_sheet(cards, title, subtitle, footer, across=across))
     save_image(files.contact_sheet_comparison, comparison_sheet(cards, title, subtitle, footer))
@@ -66,6 +65,16 @@ def card_of(context: Context, record: SelectedFeature, items: list[Overlay]) -> 
         for item in own
     ]
     return FeatureCard(record.feature_id, examples, record.measures)
+
+
+def title_of(selection: Selection) -> str:
+    """What the features have in common that are shown."""
+    score = selection.ranking.replace("clip_", "CLIP ").replace("_", " ")
+    count = len(selection.features)
+    if selection.tied:
+        return f"{count} features of the same {score}: shown by number, nothing ranks them"
+    features = f"{count} features" if count > 1 else "feature"
+    return f"The {features} with the highest {score}"
 
 
 def subtitle_of(overlays: OverlaySummary, selection: Selection) -> str:

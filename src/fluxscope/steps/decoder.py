@@ -38,7 +38,9 @@ def run(context: Context) -> str:
 
     config, files = context.config, context.files
     sae, _ = load(config.sae_path(files.site))
-    ids = [record.feature_id for record in Selection.read_some(files.selected_features).features]
+    ids = [record.feature_id for record in Selection.read(files.selected_features).features]
+    if not ids:
+        return nothing_to_show(context)
     if max(ids) >= sae.hidden_dim:
         raise ConfigError(
             f"feature {max(ids)} was selected, but the SAE has {sae.hidden_dim} features",
@@ -59,6 +61,15 @@ def run(context: Context) -> str:
     save_image(files.decoder_directions, decoder_directions(np.array(ids), encoder.numpy(), decoder.numpy()))
     save_image(files.decoder_similarity_matrix, similarity_matrix(cosines[:, ids].numpy(), ids))
     return f"directions of {len(ids)} features in {sae.input_dim} dimensions"
+
+
+def nothing_to_show(context: Context) -> str:
+    """List no features, and clear an earlier selection's pictures away."""
+    files = context.files
+    DecoderStats(layer_index=files.layer, features=[], pairwise_similarities=[]).write(files.decoder_stats)
+    for picture in (files.decoder_directions, files.decoder_similarity_matrix):
+        picture.unlink(missing_ok=True)
+    return "nothing is selected, so there are no directions to show"
 
 
 def direction_stats(

@@ -61,10 +61,12 @@ def run(context: Context) -> str:
                 advance()
     for feature, reason in ledger.failed.items():
         report.say(f"     warning: feature {feature} is passed over: {reason}")
-    if not ledger.records:
+    if features and not ledger.records:
         raise MissingInputError("no feature has a demo", "The warnings above say why.")
     write_ids(context, ledger)
     ledger.write(files.best_demo_candidates, "features", {"config": config_of(context, distance.name)})
+    if not features:
+        return "nothing is selected, so there are no demos"
     kept = sum(len(record.best_demos) for record in ledger.records)
     return f"{kept} demos of {len(ledger.records)} features in {files.best_demos}"
 

@@ -76,10 +76,12 @@ def run(context: Context) -> str:
         few = len(set(prompt_idx.tolist()))
         context.report.say(f"     {few} prompts are too few to rank features by coherence: {REMEDY}")
     selected = [record_of(scores, choice) for choice in chosen]
-    write_selection(context, scores, selected, manifest)
+    selection = write_selection(context, scores, selected, manifest)
     if not selected:
         return f"no feature is active on enough of the {len(rows)} pictures to be selected: {REMEDY}"
     best = selected[0]
+    if selection.tied:
+        return f"{len(chosen)} features selected; all have the same {config.rank_by}: they stand by number"
     return (
         f"{len(chosen)} features selected by {config.rank_by}, "
         f"the first: {best.feature_id} (coherence {best.clip_coherence:.3f})"
@@ -170,9 +172,10 @@ def by_image(scores: FeatureScores, features: np.ndarray) -> dict[int, list[tupl
 
 def write_selection(
     context: Context, scores: FeatureScores, features: list[SelectedFeature], manifest: Manifest
-) -> None:
+) -> Selection:
+    """Write the selection and the scores of all features; returns the former."""
     config, files = context.config, context.files
-    Selection(
+    selection = Selection(
         num_images=len(manifest.rows),
         num_alive_features=int((scores.frequency > 0).sum()),
         top_m_per_feature=config.top_m_per_feature,
@@ -183,5 +186,7 @@ def write_selection(
         min_prompts=config.min_prompts,
         layer_index=files.layer,
         features=features,
-    ).write(files.selected_features)
+    )
+    selection.write(files.selected_features)
     save_npz(files.feature_scores, **scores.measures())
+    return selection

@@ -72,9 +72,11 @@ def run(context: Context) -> str:
                 advance()
     for feature, reason in ledger.failed.items():
         report.say(f"     warning: feature {feature} is passed over: {reason}")
-    if not ledger.records:
+    if images and not ledger.records:
         raise MissingInputError("no feature could be steered", "The warnings above say why.")
     ledger.write(files.steering_summary, "experiments", head_of(context, distance.name))
+    if not images:
+        return "nothing is selected, so there is nothing to steer"
     return (
         f"{len(ledger.records)} pictures of {len(images) - len(ledger.failed)} features in {files.steering}"
     )
