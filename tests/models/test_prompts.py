@@ -6,6 +6,7 @@ import torch
 from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.models.families import Flux1
 from fluxscope.models.model import open_model
+from fluxscope.models.prompts import PromptStore
 
 PROMPTS = [f"a {size} {colour} circle" for size in ("large", "small") for colour in ("red", "blue", "green")]
 
@@ -56,12 +57,13 @@ def test_what_decides_an_embedding_is_in_its_name(tmp_path, encoded, change):
     assert len(encoded) == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x00" * 100, "half"])
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 100, "half", "a byte less"])
 def test_a_damaged_file_is_made_anew(tmp_path, encoded, damage):
     whole = opened(tmp_path).encode(PROMPTS[:2])
     tokens = whole[PROMPTS[0]].tokens
     for path in tmp_path.glob("*.safetensors"):
-        path.write_bytes(path.read_bytes()[:200] if damage == "half" else damage)
+        kept = {"half": 200, "a byte less": -1}.get(damage)
+        path.write_bytes(path.read_bytes()[:kept] if kept else damage)
     again = opened(tmp_path).encode(PROMPTS[:2])
     assert len(encoded) == 2
     assert torch.equal(again[PROMPTS[0]].tokens, tokens)
@@ -82,3 +84,12 @@ def test_without_a_folder_they_live_as_long_as_the_model(encoded):
     assert len(encoded) == 1
     with pytest.raises(KeyError):
         model.encode(PROMPTS[:1])[PROMPTS[1]]
+
+
+def test_what_is_there_is_told_without_reading_it(tmp_path, encoded, monkeypatch):
+    opened(tmp_path).encode(PROMPTS)
+    read, asked = PromptStore.read, []
+    monkeypatch.setattr(PromptStore, "read", lambda self, prompt: asked.append(prompt) or read(self, prompt))
+    opened(tmp_path).encode(PROMPTS)
+    assert encoded == [PROMPTS]
+    assert len(set(asked)) <= 1  # one that the check of types in tests picks

@@ -118,7 +118,9 @@ class Model:
         with clear_memory_errors("loading the model"):
             if self._pipe is None:
                 self._pipe = self.family.load_denoiser(resolve(self.model_id), self.dtype, self.pipeline)
-            return self._pipe.to(self.device)
+            if self._pipe.device.type != self.device.type:  # to look through all weights takes its time
+                self._pipe.to(self.device)
+            return self._pipe
 
     @property
     def transformer(self) -> nn.Module:
@@ -153,7 +155,9 @@ class Model:
             FluxscopeError: memory ran out, or a hook did not act as planned.
         """
         spec = spec or self.defaults
-        rows = self._embedded(prompts)
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        embedded = self.encode(texts) if texts else {}
+        rows = [embedded[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
         pipe, first = self.pipe, start.step if start else 0
         assert first < spec.steps and (first == 0 or self.can_resume)
         clock = Clock(first, len(rows[0].tokens))
@@ -167,15 +171,9 @@ class Model:
             clock.step = first + taken + 1
             return first + taken == stop_after
 
-        run = DenoisingRun(
-            prompts=stack(rows, self.device, self.dtype),
-            nothing=nothing,
-            generators=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            spec=spec,
-            on_step=on_step,
-            first=first,
-            latents=start.latents.to(self.device, self.dtype) if start else None,
-        )
+        told = stack(rows, self.device, self.dtype)
+        latents = start.latents.to(self.device, self.dtype) if start else None
+        run = DenoisingRun(told, nothing, seeds, spec, on_step, first=first, latents=latents)
         with clear_memory_errors("making pictures"), ExitStack() as attached:
             for hook in hooks:
                 attached.enter_context(hook.attached(pipe.transformer, clock))
@@ -196,7 +194,3 @@ class Model:
     ) -> UInt8[Tensor, "b h w 3"]:
         """Pictures of prompts, one for each prompt and seed."""
         return self.decode(self.sample(prompts, seeds, *hooks, spec=spec), spec)
-
-    def _embedded(self, prompts: Sequence[str] | Sequence[Embedding]) -> list[Embedding]:
-        embedded = self.encode(texts) if (texts := [p for p in prompts if isinstance(p, str)]) else {}
-        return [embedded[p] if isinstance(p, str) else p for p in prompts]

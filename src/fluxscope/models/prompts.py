@@ -52,6 +52,16 @@ class PromptStore:
         with written_files():  # they may go at any time: no step counts them among what it made
             write_bytes(self.path(prompt), save(tensors))
 
+    def holds(self, prompt: str) -> bool:
+        """Whether the prompt's embedding is there and whole, as far as the file's header tells."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path(prompt), framework="pt") as file:
+                return "tokens" in file.keys()  # noqa: SIM118 -- it is no mapping
+        except (OSError, SafetensorError):
+            return False
+
     def read(self, prompt: str) -> Embedding | None:
         """The prompt's embedding; None where there is none, or a damaged one."""
         from safetensors import SafetensorError
@@ -123,7 +133,7 @@ class TextPart:
         store, distinct = self._store(length), list(dict.fromkeys([*prompts, *self._family.always_embedded]))
         # Whole batches, so that embeddings don't depend on where an interrupted process stopped.
         batches = [distinct[i : i + PROMPTS_AT_A_TIME] for i in range(0, len(distinct), PROMPTS_AT_A_TIME)]
-        missing = [batch for batch in batches if not all(store.read(prompt) for prompt in batch)]
+        missing = [batch for batch in batches if not all(map(store.holds, batch))]
         load = self._family.load_text if missing else self._family.load_tokenizers
         pipe = load(self._place, self._dtype, self._pipeline)
         tokenizer = self._family.tokenizer(pipe)

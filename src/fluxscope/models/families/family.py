@@ -177,17 +177,24 @@ class DenoisingRun:
     Attributes:
         prompts: the embeddings, as `prompts.stack` gives them.
         nothing: the empty prompt's embeddings where pictures are guided against it; else None.
-        generators: one a picture, of its own seed, on the CPU.
+        seeds: one a picture.
         first, latents: the step to go on from, and the latents there; 0 and None to begin with noise.
     """
 
     prompts: dict[str, Tensor]
     nothing: dict[str, Tensor] | None
-    generators: list[torch.Generator]
+    seeds: Sequence[int]
     spec: PictureSpec
     on_step: OnStep
     first: int = 0
     latents: Tensor | None = None
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """What draws each picture's noise: of its own seed, and on the CPU, the same on every device."""
+        import torch
+
+        return [torch.Generator("cpu").manual_seed(seed) for seed in self.seeds]
 
 
 def read_config(model_id: str, name: str) -> Mapping[str, Any]:
