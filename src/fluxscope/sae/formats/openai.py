@@ -61,7 +61,7 @@ def _untied(candidate: Candidate) -> Mapping[str, Any]:
     if "decoder.weight" in state or "decoder.linear.weight" not in state:
         return state
     encoder = require(state, ("encoder.weight",), candidate.path)["encoder.weight"]
-    return state | {"decoder.weight": encoder.T}
+    return state | {"decoder.weight": encoder.mT if encoder.ndim == 2 else encoder}
 
 
 def _activation(candidate: Candidate) -> Mapping[str, Any]:
