@@ -4,6 +4,7 @@
 makes of a batch itself.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from fluxscope.errors import CheckpointError
-from fluxscope.sae.formats import Stated, load
+from fluxscope.sae.formats import Stated, load, odd_sparsity
 
 FOREIGN = Path(__file__).parent / "foreign"
 CASES = sorted(path.relative_to(FOREIGN).as_posix() for path in FOREIGN.glob("*/*"))
@@ -184,3 +185,23 @@ def test_a_transcoder_is_called_one() -> None:
     _, info = load(FOREIGN / "sparsify/transcoder")
     assert any("transcoder" in caution for caution in info.cautions)
     assert load(FOREIGN / "sparsify/topk")[1].cautions == ()
+
+
+@pytest.mark.parametrize("l0", [0.9, 1.1, 4.0, 15.9, 16.1])
+def test_an_l0_far_from_the_k_of_any_librarys_config_is_odd(l0: float) -> None:
+    odd = l0 in (0.9, 16.1)
+    configs = ({"topk_k": 4}, {"source_config": {"trainer": {"k": 4}}}, {"source_config": {"k": 4.0}})
+    for config in (*configs, {"source_config": {"activation_fn_kwargs": {"k": 4}}}):
+        assert bool(odd_sparsity(l0, config, "these")) == odd
+    assert odd_sparsity(l0, {"source_config": {"trainer": [4], "k": None}}, "these") == ()
+
+
+def test_a_threshold_that_leaves_all_features_active_is_told(tmp_path: Path) -> None:
+    """A BatchTopK whose file says k = 4 and a threshold below all activations."""
+    folder = shutil.copytree(FOREIGN / "dictionary_learning/batch_topk", tmp_path / "sae")
+    state = torch.load(folder / "ae.pt", weights_only=True)
+    state["threshold"].fill_(0)
+    state["encoder.bias"].fill_(10)
+    torch.save(state, folder / "ae.pt")
+    cautions = load(folder)[1].doubts
+    assert "on random activations 32.0 features are active, its config says k = 4" in cautions[0]

@@ -19,7 +19,7 @@ from fluxscope.progress import Reporter
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.manifest import load_manifest
 from fluxscope.run.rundir import RunDir
-from fluxscope.sae import TopKSparseAutoencoder
+from fluxscope.sae import BatchTopKSparseAutoencoder, TopKSparseAutoencoder
 from fluxscope.sae.formats import load, save
 from fluxscope.settings.config import make_config
 from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline
@@ -222,6 +222,21 @@ def test_an_sae_of_another_width_is_refused_before_anything_is_generated(tmp_pat
     with pytest.raises(CheckpointError, match=r"width 64, but double\.15\.ff of flux-shapes has width 128"):
         run_steps(config, "1")
     assert not (tmp_path / "run" / "images").exists()
+
+
+def test_an_sae_that_is_active_in_more_features_than_its_k_is_told(tmp_path, capsys):
+    sae = BatchTopKSparseAutoencoder(128, 256, 3).requires_grad_(False)
+    sae.threshold.fill_(0)  # as if its file had been read as what it is not
+    save(tmp_path / "sae_best.pt", sae, {"layer": 15})
+    settings = {**SHORT, "max_prompts": 2, "layer15_sae_path": str(tmp_path / "sae_best.pt")}
+    config = make_config(out_dir=str(tmp_path / "run"), **settings)
+    run_pipeline(config, Reporter(), parse_pipeline_steps("1"))
+    told = capsys.readouterr().out
+    l0 = float(CodeStore(RunDir.of(config).codes, "double.15.ff", 2).images(0, 4).counts().float().mean())
+    assert l0 > 12
+    assert f"the SAE of layer 15: on these pictures {l0:.1f} features are active" in told
+    assert "its config says k = 3" in told
+    assert told.count("warning") == 1, "the shipped SAE of the other layer is as active as it says"
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def convert(
         sae, info = load(file, timestep=timestep, stated=Stated(architecture, k, raw))
         written = save(target, sae, info.config, to)
         report = Reporter(quiet)
-        for caution in info.cautions:
+        for caution in info.doubts:
             report.say(f"warning: {clean(caution)}")
         report.say(
             f"{info.format} -> {to}: {info.architecture}, {info.input_dim} -> {info.hidden_dim}, {written}"

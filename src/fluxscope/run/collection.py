@@ -39,7 +39,7 @@ from fluxscope.run.records import RunLog
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.strict_json import Place
 from fluxscope.sae.base import LinearSae
-from fluxscope.sae.formats import SaeInfo, load
+from fluxscope.sae.formats import SaeInfo, load, odd_sparsity
 from fluxscope.settings.config import Config
 
 OF_A_SITE = ("site_pattern", "target_step_number", "capture_steps", "sae_sha256")
@@ -57,6 +57,13 @@ class Target:
     info: SaeInfo
     files: RunDir
     sae_hash: str
+
+    def cautions(self) -> tuple[str, ...]:
+        """What must be known of its SAE: what its file says, and an L0 on these pictures far from its k."""
+        store = next(iter(self.recorder.stores.values()))
+        assert isinstance(store, CodeStore)
+        n_tokens = max(1, store.n_images * store.n_tokens)
+        return self.info.cautions + odd_sparsity(store.nnz / n_tokens, self.info.config, "these pictures")
 
 
 @dataclass(frozen=True)

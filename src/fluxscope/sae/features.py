@@ -17,12 +17,19 @@ from torch import Tensor
 from fluxscope.errors import TOKEN_COUNT_REMEDY, FluxscopeError
 from fluxscope.sae.base import LinearSae, encode_sparse
 from fluxscope.sae.codes import SparseCodes
-from fluxscope.sae.formats import load
+from fluxscope.sae.formats import Stated, load
+from fluxscope.sae.formats.weight_files import NOTHING_STATED
 
 
-def load_sae(ckpt_path: Path | str, device: torch.device | str = "cpu") -> tuple[LinearSae, dict[str, Any]]:
-    """(SAE in evaluation mode on `device`, the checkpoint's config)."""
-    sae, info = load(ckpt_path, device)
+def load_sae(
+    ckpt_path: Path | str, device: torch.device | str = "cpu", stated: Stated = NOTHING_STATED
+) -> tuple[LinearSae, dict[str, Any]]:
+    """(SAE in evaluation mode on `device`, the checkpoint's config).
+
+    Args:
+        stated: what another library's file leaves open, such as Stated(architecture="batch_topk").
+    """
+    sae, info = load(ckpt_path, device, stated=stated)
     return sae, info.config
 
 

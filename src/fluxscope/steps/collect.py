@@ -67,6 +67,8 @@ def run(context: Context) -> str:
             context.report.say(f"     going on after {collection.done} of {len(jobs)} pictures")
         spent = generate(context, jobs, collection, lost)
     for target in collection.targets:
+        for caution in target.cautions():
+            context.report.say(f"     warning: the SAE of {target.files.name}: {caution}")
         write_s_matrix(target)  # the same bytes where nothing was added: later steps stay up to date
         write_run_log(config, target, jobs, completed=len(jobs), seconds=spent)
     collection.write_indexes()

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from fluxscope.sae.formats import (
 )
 from fluxscope.sae.formats.format import Format, Imported
 from fluxscope.sae.formats.hub import resolve
+from fluxscope.sae.formats.sparsity import odd_sparsity
 from fluxscope.sae.formats.stated import Stated
 from fluxscope.sae.formats.unread import refuse_unread
 from fluxscope.sae.formats.weight_files import NOTHING_STATED, Candidate
@@ -41,9 +41,6 @@ FORMATS: tuple[Format, ...] = (
     diffract.FORMAT,
 )
 """Every format, in the order in which they are tried. A new one is a file of its own and a line here."""
-FAR = 4.0
-"""The probe's activations are random: its L0 is odd where it is this many times k, or as much below it."""
-MOST_FEATURES = 10**9
 
 
 @dataclass(frozen=True)
@@ -100,6 +97,12 @@ class SaeInfo:
         value = self.config.get(name)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """The cautions, and what the probe found odd."""
+        odd = odd_sparsity(self.probe.l0, self.config, "random activations") if self.probe else ()
+        return self.cautions + odd
+
     def sha256(self) -> str:
         """Hash of the file's bytes, in hexadecimal."""
         with self.path.open("rb") as file:
@@ -134,7 +137,6 @@ def load(
             f"{path} is not conditioned on the timestep (format {form.name})", "Leave the timestep out."
         )
     sae, foreign = imported.sae.eval().requires_grad_(False), form is not native.FORMAT
-    found = probe(imported)
     config = sae.config() | imported.config if foreign else imported.config
     info = SaeInfo(
         candidate.path,
@@ -143,8 +145,8 @@ def load(
         sae.input_dim,
         sae.hidden_dim,
         config,
-        found if foreign else None,
-        imported.cautions + _odd_sparsity(found, config),
+        probe(imported) if foreign else None,
+        imported.cautions,
     )
     return sae.to(device), info
 
@@ -183,30 +185,6 @@ def probe(imported: Imported, n_tokens: int = 64) -> Probe | None:
         _relative(ours, theirs),
         _relative(sae.decode(ours), imported.decode(theirs)),
     )
-
-
-def _odd_sparsity(found: Probe | None, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """A caution where the probe is active in far more, or far fewer, features than the config says."""
-    said = _declared_k(config)
-    if found is None or said is None or said / FAR <= found.l0 <= said * FAR:
-        return ()
-    return (
-        f"on random activations {found.l0:.1f} features are active, its config says k = {said}: "
-        "see on your own activations whether it was read as what it is",
-    )
-
-
-def _declared_k(config: Mapping[str, Any]) -> int | None:
-    """The k that a config names, at whichever place a library keeps it."""
-    source = config.get("source_config")
-    beside = source if isinstance(source, Mapping) else {}
-    inner = [beside.get(name) for name in ("trainer", "activation_fn_kwargs")]
-    for place in (config, beside, *inner):
-        for name in ("topk_k", "k"):
-            value = place.get(name) if isinstance(place, Mapping) else None
-            if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1:
-                return int(min(value, MOST_FEATURES))
-    return None
 
 
 def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -259,7 +237,7 @@ def describe(
     ]
     if info.probe:
         lines.append(("probe", _probe_line(info.probe)))
-    lines += [("caution", caution) for caution in info.cautions]
+    lines += [("caution", caution) for caution in info.doubts]
     return lines + [(f"config.{name}", shown(value)) for name, value in sorted(info.config.items())]
 
 
@@ -278,4 +256,15 @@ def _span(norms: torch.Tensor) -> str:
     return f"{float(norms.min()):.4g} to {float(norms.max()):.4g}, mean {float(norms.mean()):.4g}"
 
 
-__all__ = ["FORMATS", "Format", "Probe", "SaeInfo", "Stated", "describe", "load", "probe", "save"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Probe",
+    "SaeInfo",
+    "Stated",
+    "describe",
+    "load",
+    "odd_sparsity",
+    "probe",
+    "save",
+]
