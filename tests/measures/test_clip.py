@@ -1,9 +1,12 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from fluxscope.errors import CheckpointError, FluxscopeError
-from fluxscope.measures.clip import embed_images, load_clip, peak_box
+from fluxscope.measures.clip import embed_images, load_clip, open_picture, peak_box
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +95,41 @@ def test_peak_box_stays_inside_and_holds_the_peak():
         assert 0 <= top <= peak // 6 * 16 < bottom <= 64
     with pytest.raises(FluxscopeError, match="24 tokens, the grid 5 x 5"):
         peak_box(np.zeros(24, np.float32), (5, 5), (80, 80))
+
+
+def png_that_says(width, height):
+    """A PNG whose header promises a size and whose data is that of one row."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = chunk(b"IDAT", zlib.compress(b"\0" * (1 + 3 * 64)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + rows + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("larger.png", png_that_says(12_000, 12_000)),  # Pillow only warns
+        ("bomb.png", png_that_says(100_000, 100_000)),
+        ("short.png", png_that_says(64, 64)[:-30]),
+        ("empty.png", b""),
+        ("postscript.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_damaged_or_hostile_picture_is_one_clear_error(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(FluxscopeError, match=f"{name} is no readable picture"):
+        open_picture(tmp_path / name)
+
+
+def test_pictures_of_other_formats_are_not_read(tmp_path):
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    for name, format in (("a.gif", "GIF"), ("a.png", "BMP"), ("b.png", "TIFF")):
+        Image.fromarray(pixels).save(tmp_path / name, format=format)
+        with pytest.raises(FluxscopeError, match="is no readable picture"):
+            open_picture(tmp_path / name)
+    Image.fromarray(pixels).save(tmp_path / "good.png", format="PNG")
+    assert (np.asarray(open_picture(tmp_path / "good.png")) == pixels).all()

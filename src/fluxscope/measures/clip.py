@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -120,17 +121,25 @@ def _pictures(images: Iterable[Image | Path | str], crops: Iterable[Box] | None)
 
 
 def open_picture(path: Path | str) -> Image:
-    """Read a picture as RGB; a file that is missing or no picture is a FluxscopeError naming it."""
-    from PIL import Image, UnidentifiedImageError
+    """Read a picture, PNG or JPEG, as RGB.
+
+    Raises:
+        FluxscopeError: the file is missing, no picture, or says that it is larger than any of ours.
+    """
+    from PIL import Image
 
     try:
-        with Image.open(path) as file:
-            return file.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("PNG", "JPEG")) as file:
+                return file.convert("RGB")
     except FileNotFoundError:
         raise FluxscopeError(
             f"{path} is not there", "Run step 1 (collect) again: it makes it anew."
         ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged or hostile file brings about inside Pillow
         raise FluxscopeError(
             f"{path} is no readable picture ({error})", "Delete it and collect again."
         ) from None
