@@ -79,6 +79,17 @@ MUTANTS = (
             "(value - mean[n_top]) / deviation[n_top]",
             "(value - mean[2]) / deviation[2]",
         ),
+        ("coherence as z", "coherence_z=((value - mean[n_top]) / deviation[n_top])", "coherence_z=(value)"),
+        (
+            "coherence of crops is that of pictures",
+            "crop_coherence=crops",
+            "crop_coherence=scores.clip_coherence",
+        ),
+        (
+            "frequency is coverage",
+            "frequency=ranked.frequency,",
+            "frequency=ranked.coverage.astype(np.float32),",
+        ),
         ("least coherent first", "np.argsort(-value[eligible]", "np.argsort(value[eligible]"),
         (
             "the weakest examples",
@@ -95,17 +106,6 @@ MUTANTS = (
     *_of(
         "steps/select.py",
         SHOWN,
-        ("coherence as z", "number(scores.coherence_z)", "number(scores.clip_coherence)"),
-        (
-            "coherence of crops is that of pictures",
-            "number(scores.crop_coherence)",
-            "number(scores.clip_coherence)",
-        ),
-        (
-            "frequency is coverage",
-            "float(scores.ranked.frequency[feature])",
-            "float(scores.ranked.coverage[feature])",
-        ),
         ("crops around another picture's peak", "codes = store.image(image)", "codes = store.image(0)"),
         ("crops of another feature's peak", "codes.column(int(feature))", "codes.column(int(features[0]))"),
     ),
@@ -151,16 +151,8 @@ MUTANTS = (
     *_of(
         "draw/sheet.py",
         f"{SHOWN} {DRAWN}",
-        (
-            "z's label over coherence",
-            '("z against chance", self.coherence_z',
-            '("z against chance", self.clip_coherence',
-        ),
-        (
-            "crops' label over coherence",
-            '("crop coherence", self.crop_coherence',
-            '("crop coherence", self.clip_coherence',
-        ),
+        ("z's label over crops", '"coherence_z": ("z against chance"', '"coherence_z": ("crop coherence"'),
+        ("a share of one for a percentage", '("frequency", "{:.1%}")', '("frequency", "{:.1f}%")'),
         (
             "the first example in every place",
             "(x, top + PAD), example, layout)",
@@ -197,8 +189,8 @@ MUTANTS = (
         ),
         (
             "cosines of unscaled columns",
-            "nn.functional.normalize(sae.decoder.weight, dim=0)",
-            "nn.functional.normalize(sae.decoder.weight, dim=1)",
+            "normalize(sae.decoder.weight, dim=0)",
+            "normalize(sae.decoder.weight, dim=1)",
         ),
         ("similarities of the wrong pair", "float(cosines[i, b])", "float(cosines[i, a])"),
     ),
@@ -223,8 +215,8 @@ MUTANTS = (
         ),
         (
             "pictures under another strength's name",
-            "for s in nonzero(bench)]\n    for name",
-            "for s in nonzero(bench)[::-1]]\n    for name",
+            "for s in nonzero(bench)]\n    pictures",
+            "for s in nonzero(bench)[::-1]]\n    pictures",
         ),
         (
             "the control's pictures are the feature's",
@@ -362,6 +354,10 @@ def survives(mutant: Mutant) -> bool:
 
 def main(words: str) -> int:
     chosen = [mutant for mutant in MUTANTS if words in mutant.name]
+    for tests in sorted({mutant.tests for mutant in chosen}):
+        if not survives(Mutant("nothing changed", "__init__.py", "", "", tests)):
+            print(f"{tests}: fails where nothing is wrong")
+            return 2
     alive = []
     for mutant in chosen:
         lives = survives(mutant)
