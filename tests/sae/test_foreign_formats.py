@@ -251,7 +251,7 @@ def test_unknown_files_are_described(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["hf://owner/name", "hf://x"])
+@pytest.mark.parametrize("name", ["hf://owner/name", "hf://x", "hf://owner/name/../../ae.pt"])
 def test_hub_names_without_a_file(name: str) -> None:
     with pytest.raises(CheckpointError, match="names no file"):
         hub.resolve(name)

@@ -262,6 +262,17 @@ def test_names_that_no_file_has(name: str) -> None:
         load(Path(name))
 
 
+def test_files_of_old_torch_are_still_read(tmp_path: Path) -> None:
+    content = torch.load(io.BytesIO(checkpoint()), weights_only=True)
+    torch.save(content, tmp_path / "sae.pt", _use_new_zipfile_serialization=False)
+    sae, _ = load(tmp_path / "sae.pt")
+    assert torch.equal(sae.encoder.weight, content["model_state_dict"]["encoder.weight"])
+    whole = (tmp_path / "sae.pt").read_bytes()
+    (tmp_path / "sae.pt").write_bytes(whole[:-100])
+    with pytest.raises(CheckpointError, match="damaged or cut short"):
+        load(tmp_path / "sae.pt")
+
+
 def test_an_attack_at_any_place_runs_nothing(tmp_path: Path) -> None:
     target, path = tmp_path / "owned", tmp_path / "sae.pt"
     places: list[Callable[[], object]] = [

@@ -89,6 +89,19 @@ def test_the_folded_sae_chooses_the_same_features_and_reconstructs_the_same(
         assert float(norms.std()) > 0.05
 
 
+@pytest.mark.parametrize("architecture", ["relu", "jumprelu"])
+def test_a_feature_without_a_direction_is_not_folded_into_nan(architecture: str) -> None:
+    x = uneven(500, 1)
+    normalise = fit([x], "dimension")
+    sae = in_training(architecture, normalise(x))
+    with torch.no_grad():
+        sae.decoder.weight[:, 3] = 0
+    normalise.fold(sae)
+    assert all(tensor.isfinite().all() for tensor in sae.state_dict().values())
+    assert (sae.encode(x)[:, 3] == 0).all()
+    assert (sae.encode(x) > 0).any()
+
+
 @pytest.mark.parametrize("whitening", ["dimension", "pca"])
 def test_an_sae_trained_on_whitened_activations_reads_raw_ones(tmp_path: Path, whitening: Whitening) -> None:
     quick = TrainConfig(

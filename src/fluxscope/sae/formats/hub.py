@@ -33,7 +33,8 @@ def _fetch(repo: str, inside: PurePosixPath) -> Path:
 
     folder = inside.parent if inside.suffix else inside
     wanted = [str(inside)] if inside.suffix else [f"{folder}/*"]
-    wanted += [str(folder / name) for name in ("cfg.json", "config.json")]
+    beside = ("cfg.json", "config.json", f"{inside.stem}_cfg.json", "activation_scaler.json")
+    wanted += [str(folder / name) for name in beside]
     try:
         root = snapshot_download(repo, allow_patterns=wanted)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
