@@ -19,13 +19,13 @@ from typing import Any
 
 with suppress(ModuleNotFoundError):  # read by `fluxscope --config`, it isn't beside this file, nor needed
     import front_door  # noqa: F401 -- finds fluxscope
-from fluxscope.settings import config as fluxscope_config
+import fluxscope
 
 HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
-class Config(fluxscope_config.Config):
+class Config(fluxscope.Config):
     # Where things are
     out_dir: str = "interp_output"
     images_subdir: str = "images"
@@ -107,4 +107,4 @@ class Config(fluxscope_config.Config):
 
 def get_config(**overrides: Any) -> Config:
     """These settings, some of them overridden; an unknown name is an error that tells the nearest one."""
-    return fluxscope_config.make_config(Config, **overrides)
+    return fluxscope.make_config(Config, **overrides)

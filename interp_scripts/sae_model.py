@@ -1,7 +1,6 @@
 """The SAE modules under the names that existing scripts import. See fluxscope.sae."""
 
 import front_door as _front_door  # noqa: F401 -- finds fluxscope
-from fluxscope.sae.relu import SparseAutoencoder
-from fluxscope.sae.topk import TopKSparseAutoencoder
+from fluxscope import SparseAutoencoder, TopKSparseAutoencoder
 
 __all__ = ["SparseAutoencoder", "TopKSparseAutoencoder"]

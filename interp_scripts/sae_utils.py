@@ -1,7 +1,7 @@
 """Helpers around one SAE under the names that existing scripts import. See fluxscope.sae.features."""
 
 import front_door as _front_door  # noqa: F401 -- finds fluxscope
-from fluxscope.sae.features import (
+from fluxscope import (
     compute_feature_activations,
     compute_feature_stats,
     encode_to_feature_map,

@@ -6,6 +6,7 @@ Anything else that is raised is a mistake of ours and keeps its traceback.
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path
 
 LONGEST_TEXT = 200
 """Characters of a text from a file that are shown."""
@@ -89,6 +90,12 @@ class OutOfMemory(FluxscopeError):
             "lighter placement (dtype bfloat16; sae_device and clip_device cpu). fluxscope doctor tells what "
             "a run needs. Finished work is kept.",
         )
+
+
+def damaged_checkpoint(path: Path) -> CheckpointError:
+    """The error of a checkpoint that is there and cannot be read as one."""
+    size = path.stat().st_size
+    return CheckpointError(f"{path} is damaged or cut short ({size} bytes)", "Copy or download it again.")
 
 
 def no_checkpoint(path: object) -> CheckpointError:

@@ -20,8 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from fluxscope.errors import CheckpointError, FluxscopeError
-from fluxscope.pickles import check_torch_file, damaged, more_than_tensors
+from fluxscope.errors import CheckpointError, FluxscopeError, damaged_checkpoint
+from fluxscope.pickles import check_torch_file, more_than_tensors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -265,6 +265,6 @@ def _load_torch(source: IO[bytes], path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if any(word in str(error) for word in ("Unsupported", "GLOBAL", "WeightsUnpickler")):
             raise more_than_tensors(path) from None
-        raise damaged(path) from None
+        raise damaged_checkpoint(path) from None
     except Exception as error:  # there is no list of what a malformed file may raise
-        raise damaged(path) from error
+        raise damaged_checkpoint(path) from error

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from fluxscope.errors import CheckpointError
+from fluxscope.errors import CheckpointError, damaged_checkpoint
 
 ZIP_START = b"PK\x03\x04"
 LEGACY_START = b"\x80\x02\x8a\x0a"
@@ -41,7 +41,7 @@ def check_torch_file(file: IO[bytes], path: Path) -> None:
     """
     start = file.read(len(ZIP_START))
     if not start:
-        raise damaged(path)
+        raise damaged_checkpoint(path)
     if start == ZIP_START:
         _check_archive(file, path)
     elif start[:1] == b"\x80":
@@ -69,7 +69,7 @@ def _check_archive(file: IO[bytes], path: Path) -> None:
             with archive.open(pickles[0]) as content:
                 _check_names(content, path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
-        raise damaged(path) from error
+        raise damaged_checkpoint(path) from error
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], size: int, path: Path) -> None:
@@ -78,7 +78,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], size: int, path: Path) -> Non
         raise CheckpointError(f"{path} is compressed, which torch's files never are", "Unpack it first.")
     names = [entry.filename for entry in entries]
     if sum(entry.file_size for entry in entries) > size or len(set(names)) < len(names):
-        raise damaged(path)
+        raise damaged_checkpoint(path)
     if any(name.endswith("/constants.pkl") for name in names):
         raise CheckpointError(f"{path} is a TorchScript program", "Ask its author for a state dict.")
     if any(e.file_size > LARGEST_PICKLE for e in entries if e.filename.endswith("/data.pkl")):
@@ -90,7 +90,7 @@ def _check_names(file: IO[bytes], path: Path) -> None:
     try:
         named = list(_names(file))
     except Exception as error:  # a malformed pickle may raise anything
-        raise damaged(path) from error
+        raise damaged_checkpoint(path) from error
     for name in named:
         if not _HARMLESS.fullmatch(name):
             raise more_than_tensors(path)
@@ -109,8 +109,3 @@ def more_than_tensors(path: Path) -> CheckpointError:
         f"{path} holds more than tensors and plain values, and was not opened",
         "It could run code. Ask its author for a state dict or a safetensors file.",
     )
-
-
-def damaged(path: Path) -> CheckpointError:
-    size = path.stat().st_size
-    return CheckpointError(f"{path} is damaged or cut short ({size} bytes)", "Copy or download it again.")

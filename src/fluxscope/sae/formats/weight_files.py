@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from fluxscope import files
-from fluxscope.errors import CheckpointError, FluxscopeError, no_checkpoint
-from fluxscope.pickles import damaged
+from fluxscope.errors import CheckpointError, FluxscopeError, damaged_checkpoint, no_checkpoint
 from fluxscope.sae.formats.stated import Stated
 
 WEIGHT_FILES = ("sae_best.pt", "ae.pt", "sae_weights.safetensors", "sae.safetensors", "sae.pt")
@@ -113,10 +112,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
         if header > min(LARGEST_HEADER, path.stat().st_size):
-            raise damaged(path)
+            raise damaged_checkpoint(path)
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        raise damaged(path) from error
+        raise damaged_checkpoint(path) from error
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
