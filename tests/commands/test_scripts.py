@@ -181,7 +181,7 @@ def test_missing_dependencies_are_two_clear_lines(clone, tmp_path):
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ("reps_per_prompt: int = two", "error: line 60 of {}/config.py fails: NameError: "),
+        ("reps_per_prompt: int = two", "error: line {line} of {folder}/config.py fails: NameError: "),
         ("reps_per_prompt: int = 0", "error: reps_per_prompt is 0, but must be at least 1"),
     ],
 )
@@ -190,12 +190,14 @@ def test_a_mistake_in_config_py_is_two_clear_lines(written, said, tmp_path):
     shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "src").symlink_to(REPOSITORY / "src")
     config = scripts / "config.py"
-    config.write_text(config.read_text().replace("reps_per_prompt: int = 2", written))
+    before, _, after = config.read_text().partition("reps_per_prompt: int = 2")
+    config.write_text(before + written + after)
+    line = before.count("\n") + 1
     done = subprocess.run(
         [sys.executable, str(scripts / "run_pipeline.py"), "--steps", "2"], capture_output=True, text=True
     )
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 2)
-    assert done.stderr.startswith(said.format(scripts))
+    assert done.stderr.startswith(said.format(line=line, folder=scripts))
 
 
 def test_a_missing_sae_is_said_in_the_words_people_look_up(tmp_path):
