@@ -9,14 +9,17 @@ import pytest
 from typer.testing import CliRunner
 
 from fluxscope.commands.main import build_app
+from fluxscope.embedded import DONOR_SCORES
 from fluxscope.errors import ConfigError, MissingInputError, RecordError
 from fluxscope.files import load_npy, read_json, write_json
 from fluxscope.measures.clip import open_picture
+from fluxscope.models.model import Model
 from fluxscope.progress import Reporter
 from fluxscope.run.freshness import Work
 from fluxscope.run.ledger import Ledger
 from fluxscope.run.manifest import load_manifest
 from fluxscope.run.rundir import RunDir, shown
+from fluxscope.run.site_map_records import Share
 from fluxscope.run.steering_records import DemoCandidates, DemoIds, GridsSummary, OfFeature, SteeringSummary
 from fluxscope.run.step_log import StepLog
 from fluxscope.run.strict_json import part
@@ -68,6 +71,25 @@ def copy(made, tmp_path):
     """The same in a folder of its own, to write in."""
     shutil.copytree(made.out_dir, tmp_path / "run")
     return dataclasses.replace(made, out_dir=str(tmp_path / "run"))
+
+
+def test_the_site_s_donor_score_stands_in_every_record_and_a_new_map_steers_nothing_again(copy, monkeypatch):
+    files = RunDir.of(copy)
+
+    def told():
+        found = map(read_json, (files.selected_features, files.steering_summary, files.best_demo_candidates))
+        return [each.get("config", each)["donor_score"] for each in found]
+
+    assert told() == [read_json(DONOR_SCORES)["sites"]["double.15.ff"]] * 3
+    own = Share(hits=3, n=4, share=0.75, low=0.3, high=0.95)
+    cell = {"name": "ff:15", "kind": "ff", "blocks": [15, 15], "window": [1.0, 0.0], "steps": [0, 5]}
+    cell |= {"sites": ["double.15.ff"], "control": "donor", "score": own.to_json()}
+    of_model = {"model_id": copy.model_id, "measure": "oracle", "words": "", "distance": "clip", "sigmas": []}
+    rest = {"made_with": {}, "pairs": [], "donors": cell, "ranked": ["ff:15"], "cells": [cell]}
+    write_json(files.site_map, of_model | rest)
+    monkeypatch.setattr(Model, "sample", lambda *_, **__: pytest.fail("pictures were made again"))
+    run_steps(copy, "4,7,10")
+    assert told() == [own.to_json()] * 3
 
 
 def chosen(config):

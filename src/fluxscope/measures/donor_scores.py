@@ -26,6 +26,9 @@ NEARER = 0.5
 DEAD = 0.1
 """A site whose donor score is below this is no place to steer."""
 
+WEAK = 0.25
+"""Nor is a kind of site of which no block reaches this, and whose blocks' mean is dead."""
+
 
 @dataclass(frozen=True)
 class Rate:

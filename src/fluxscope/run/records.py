@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxscope.errors import MissingInputError
+from fluxscope.run.site_map_records import Share
 from fluxscope.run.strict_json import Number, Record, is_number, others, ours, part
 
 
@@ -138,6 +139,11 @@ class Selection(Record):
     rank_by: str | None = ours("The score that ranks them.")
     min_prompts: int | None = ours("Distinct prompts that a feature must be active on.")
     layer_index: int | None = ours("Their layer.")
+    donor_score: Share | None = ours(
+        "How often a donor's activations, copied in at their site, bring about what its prompt asks for; "
+        "null where it was not measured.",
+        null=True,
+    )
     features: list[SelectedFeature] = part("The selected features, best first.")
 
     @property

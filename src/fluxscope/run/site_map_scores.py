@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fluxscope.measures.donor_scores import DEAD, NEARER, mean_closed, mean_of, rate
+from fluxscope.measures.donor_scores import DEAD, NEARER, WEAK, mean_closed, mean_of, rate
 from fluxscope.models.cells import KINDS, WHOLE, Cell
 from fluxscope.models.spec import ModelSpec
 from fluxscope.run.site_map import ITSELF
@@ -124,7 +124,7 @@ def share(happened: Sequence[bool]) -> Share | None:
 def places(scores: Sequence[CellScore], spec: ModelSpec) -> list[CellScore]:
     """Single blocks over all of denoising: where an edit could be put, best first.
 
-    The image stream behind the last block is left out: it is the model's output itself.
+    The image stream behind the last block is left out: it is all but the model's output.
     """
     last = ("single", spec.n_single - 1) if spec.n_single else ("image", spec.n_double - 1)
     alone = [
@@ -162,7 +162,7 @@ def in_words(ranked: Sequence[CellScore], scores: Sequence[CellScore]) -> str:
         good += [f"{_site(own[0])} ({stream}, {_percent(own[0])})"] if own and not is_dead(own[0]) else []
     for kind in KINDS:
         own = [each for each in ranked if each.kind == kind.name]
-        if own and is_dead(own[0]):
+        if own and is_weak(own):
             tried.append(f"the {kind.words} of any one block (best: {_site(own[0])}, {_percent(own[0])})")
     steer = f"Steer at {' or '.join(good)}" if good else "No single block is a place to steer"
     together = [each for each in scores if each.control == "donor" and each.blocks[0] < each.blocks[1]]
@@ -175,6 +175,12 @@ def in_words(ranked: Sequence[CellScore], scores: Sequence[CellScore]) -> str:
 def is_dead(score: CellScore) -> bool:
     """Whether next to no change came about there."""
     return score.score is None or score.score.share < DEAD
+
+
+def is_weak(scores: Sequence[CellScore]) -> bool:
+    """Whether a kind of site is no place to steer: next to dead on average, and nowhere much better."""
+    shares = [_worth(each)[0] for each in scores]
+    return max(shares) < WEAK and sum(shares) / len(shares) < DEAD
 
 
 def _site(score: CellScore) -> str:

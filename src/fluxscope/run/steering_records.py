@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fluxscope.run.site_map_records import Share
 from fluxscope.run.strict_json import Number, Record, others, ours, part
 
 Unit = Literal["activation", "absolute"]
@@ -80,6 +81,11 @@ class SteeringSummary(Record):
     strengths: list[Number] | None = ours("What was added along the unit decoder direction.")
     images_per_feature: int | None = ours("Pictures steered by each feature.")
     distance: str | None = ours("The perceptual distance.")
+    donor_score: Share | None = ours(
+        "How often a donor's activations, copied in where strengths are added, bring about what its prompt "
+        "asks for; null where it was not measured.",
+        null=True,
+    )
     made_with: dict[str, Any] | None = ours("The settings that the pictures depend on.")
     experiments: list[Experiment] = part("The steered pictures, feature by feature.")
     failed: list[Failure] | None = ours("Features that could not be steered.")
@@ -151,6 +157,9 @@ class DemoConfig(Record):
     demo_kept: int | None = ours("Our name of n_final.")
     strengths: list[Number] | None = ours("Our name of test_strengths.")
     distance: str | None = ours("The perceptual distance.")
+    donor_score: Share | None = ours(
+        "The donor score of the site that is steered; null where it was not measured.", null=True
+    )
     layer_index: int | None = ours("The layer.")
     settings: dict[str, Any] = others("The settings that the pictures depend on, by their names.")
     n_candidates_to_sample: int | None = ours("Pictures tried at one strength.")

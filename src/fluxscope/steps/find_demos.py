@@ -19,8 +19,10 @@ from fluxscope.errors import MissingInputError
 from fluxscope.files import load_npy, save_image
 from fluxscope.measures.effect import demo_score
 from fluxscope.run.context import Context, step_work
+from fluxscope.run.donor_table import tell_donor_score
 from fluxscope.run.ledger import Ledger
 from fluxscope.run.manifest import Manifest
+from fluxscope.run.site_map_records import Share
 from fluxscope.run.steering import Bench, load_distance, scope_of, selected, settings_of_run
 from fluxscope.run.steering_records import Candidates, Demo, DemoConfig, DemoId, DemoIds, FeatureDemos, Try
 from fluxscope.settings.config import Config
@@ -36,6 +38,7 @@ STEP = Step(
     module=__name__,
     summary="Find the demos that change the picture most.",
     reads=("s_matrix", "manifest", "codes", "pictures", "selected_features"),
+    reads_if_there=("site_map",),
     makes=("best_demo_candidates", "best_demo_ids"),
     settings=(
         *("steer_features", "demo_percentile_low", "demo_percentile_high", "demo_candidates"),
@@ -48,7 +51,8 @@ def run(context: Context) -> str:
     config, files, report = context.config, context.files, context.report
     features = [record.feature_id for record in selected(context)]
     distance = load_distance(config)
-    own = {"selected_features": None, "steer_features": None, "distance": distance.name}
+    donors = tell_donor_score(context, scope_of(config, files.site).site.name)
+    own = {"selected_features": None, "steer_features": None, "site_map": None, "distance": distance.name}
     ledger = Ledger(step_work(context), dict.fromkeys(features, own), FeatureDemos)
     if ledger.missing:
         chosen = candidates_of(context, ledger)
@@ -64,14 +68,15 @@ def run(context: Context) -> str:
     if features and not ledger.records:
         raise MissingInputError("no feature has a demo", "The warnings above say why.")
     write_ids(context, ledger)
-    ledger.write(files.best_demo_candidates, "features", {"config": config_of(context, distance.name)})
+    made_with = config_of(context, distance.name, donors)
+    ledger.write(files.best_demo_candidates, "features", {"config": made_with})
     if not features:
         return "nothing is selected, so there are no demos"
     kept = sum(len(record.best_demos) for record in ledger.records)
     return f"{kept} demos of {len(ledger.records)} features in {files.best_demos}"
 
 
-def config_of(context: Context, distance: str) -> DemoConfig:
+def config_of(context: Context, distance: str, donors: Share | None) -> DemoConfig:
     """Everything that the demos depend on, by our names and by those that other scripts read."""
     config, files = context.config, context.files
     strengths, steps = list(config.demo_strengths), scope_of(config, files.site).steps
@@ -83,6 +88,7 @@ def config_of(context: Context, distance: str) -> DemoConfig:
         demo_kept=config.demo_kept,
         strengths=strengths,
         distance=distance,
+        donor_score=donors,
         layer_index=files.layer,
         settings=settings_of_run(context),
         n_candidates_to_sample=config.demo_candidates,

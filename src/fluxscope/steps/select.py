@@ -22,6 +22,7 @@ from fluxscope.measures.selection import (
     with_crops,
 )
 from fluxscope.run.context import Context, clip_of
+from fluxscope.run.donor_table import tell_donor_score
 from fluxscope.run.manifest import Manifest
 from fluxscope.run.records import SelectedFeature, Selection
 from fluxscope.settings.config import Config
@@ -33,12 +34,12 @@ STEP = Step(
     module=__name__,
     summary="Select the most interpretable features.",
     reads=("s_matrix", "manifest", "clip_embeddings"),
-    reads_if_there=("codes", "pictures"),
+    reads_if_there=("codes", "pictures", "site_map"),
     makes=("selected_features", "feature_scores"),
     settings=(
         *("rank_by", "top_m_per_feature", "min_prompts", "top_features", "top_examples_per_feature"),
         *("enforce_global_unique_images", "eps_alive", "site_pattern", "target_step_number"),
-        *("clip_model_id", "clip_batch_size", "clip_device", "device", "height", "width"),
+        *("model_id", "clip_model_id", "clip_batch_size", "clip_device", "device", "height", "width"),
     ),
 )
 
@@ -185,6 +186,7 @@ def write_selection(
         rank_by=config.rank_by,
         min_prompts=config.min_prompts,
         layer_index=files.layer,
+        donor_score=tell_donor_score(context, files.site),
         features=features,
     )
     selection.write(files.selected_features)

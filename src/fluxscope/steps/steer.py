@@ -19,9 +19,11 @@ from fluxscope.files import save_image
 from fluxscope.measures.distance import Distance, locality, pixel_change
 from fluxscope.measures.effect import dose_response
 from fluxscope.run.context import Context, step_work
+from fluxscope.run.donor_table import tell_donor_score
 from fluxscope.run.ledger import Ledger
 from fluxscope.run.manifest import ManifestRow
 from fluxscope.run.rundir import shown
+from fluxscope.run.site_map_records import Share
 from fluxscope.run.steering import (
     Bench,
     heat_of,
@@ -47,6 +49,7 @@ STEP = Step(
     module=__name__,
     summary="Steer the selected features: grids over scales and strengths.",
     reads=("manifest", "codes", "pictures", "selected_features"),
+    reads_if_there=("site_map",),
     makes=("steering_summary",),
     settings=(
         *("steer_features", "steer_images", "steer_scales", "steer_strengths"),
@@ -59,6 +62,7 @@ def run(context: Context) -> str:
     config, files, report = context.config, context.files, context.report
     images = {r.feature_id: r.example_image_ids[: config.steer_images] for r in selected(context)}
     distance = load_distance(config)
+    donors = tell_donor_score(context, scope_of(config, files.site).site.name, files.site)
     own = {feature: own_key(images[feature], distance) for feature in images}
     ledger = Ledger(step_work(context), own, Experiment)
     if ledger.missing:
@@ -74,7 +78,7 @@ def run(context: Context) -> str:
         report.say(f"     warning: feature {feature} is passed over: {reason}")
     if images and not ledger.records:
         raise MissingInputError("no feature could be steered", "The warnings above say why.")
-    ledger.write(files.steering_summary, "experiments", head_of(context, distance.name))
+    ledger.write(files.steering_summary, "experiments", head_of(context, distance.name, donors))
     if not images:
         return "nothing is selected, so there is nothing to steer"
     return (
@@ -88,11 +92,12 @@ def own_key(images: list[int], distance: Distance) -> dict[str, Any]:
         "selected_features": images,
         "steer_features": None,
         "steer_images": None,
+        "site_map": None,
         "distance": distance.name,
     }
 
 
-def head_of(context: Context, distance: str) -> dict[str, Any]:
+def head_of(context: Context, distance: str, donors: Share | None) -> dict[str, Any]:
     """What the summary begins with."""
     config, files = context.config, context.files
     return {
@@ -102,6 +107,7 @@ def head_of(context: Context, distance: str) -> dict[str, Any]:
         "strengths": list(config.steer_strengths),
         "images_per_feature": config.steer_images,
         "distance": distance,
+        "donor_score": donors,
         "made_with": settings_of_run(context),
     }
 
