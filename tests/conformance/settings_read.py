@@ -1,7 +1,7 @@
 """Which settings a step's code reads, found in its source: from `run` down, function by function.
 
 Followed are the functions, methods and properties of steps/ and run/ that are named on the way. A setting is
-read as `config.name`, through a property of Config, or by `getattr(config, name)` for a list of names.
+read as `config.name`, through a property of Config, or by name, the names standing in a list.
 """
 
 import ast
@@ -15,6 +15,9 @@ from fluxscope.settings.config import settings_table
 PACKAGE = Path(fluxscope.__file__).parent
 FOLLOWED = ("fluxscope.steps.", "fluxscope.run.")
 CONFIG = ("config", "context.config")
+BY_NAME = ("getattr", "values_of")
+"""Functions that are given a Config and names of settings."""
+
 Function = tuple[str, str]
 """A module, and the name of a function in it, or of a class and its method with a dot between."""
 
@@ -25,6 +28,8 @@ class Sources:
 
     texts: dict[str, str] = field(default_factory=dict)
     _trees: dict[str, ast.Module] = field(default_factory=dict)
+    _functions: dict[str, dict[str, ast.FunctionDef]] = field(default_factory=dict)
+    _imports: dict[str, dict[str, Function]] = field(default_factory=dict)
 
     def tree(self, module: str) -> ast.Module:
         if module not in self._trees:
@@ -33,24 +38,23 @@ class Sources:
         return self._trees[module]
 
     def functions(self, module: str) -> dict[str, ast.FunctionDef]:
-        found = {}
-        for node in self.tree(module).body:
-            inside = node.body if isinstance(node, ast.ClassDef) else [node]
-            prefix = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
-            found |= {prefix + each.name: each for each in inside if isinstance(each, ast.FunctionDef)}
-        return found
-
-    def classes(self, module: str) -> set[str]:
-        return {node.name for node in self.tree(module).body if isinstance(node, ast.ClassDef)}
+        """Those of a module, and its classes' methods, by name."""
+        if module not in self._functions:
+            found = self._functions[module] = {}
+            for node in self.tree(module).body:
+                inside = node.body if isinstance(node, ast.ClassDef) else [node]
+                prefix = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+                found |= {prefix + each.name: each for each in inside if isinstance(each, ast.FunctionDef)}
+        return self._functions[module]
 
     def place_of(self, module: str, name: str) -> Function:
         """Where a name that a module uses is defined."""
-        for node in ast.walk(self.tree(module)):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fluxscope"):
-                for alias in node.names:
-                    if name == (alias.asname or alias.name):
-                        return node.module, alias.name
-        return module, name
+        if module not in self._imports:
+            found = self._imports[module] = {}
+            for node in ast.walk(self.tree(module)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fluxscope"):
+                    found |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+        return self._imports[module].get(name, (module, name))
 
 
 RUN_DIR: Function = "fluxscope.run.rundir", "RunDir.of"
@@ -135,4 +139,4 @@ def calls_of(sources: Sources, here: Function, function: ast.FunctionDef) -> lis
             kind = "Context" if owner.endswith("context") else kinds.get(owner, owner)
             place, real = sources.place_of(module, kind)
             found.append((place, f"{real}.{node.attr}"))
-    return [each for each in found if each[0].startswith(FOLLOWED)]
+    return [each for each in found if each[0].startswith(FOLLOWED) and each[1] not in BY_NAME]

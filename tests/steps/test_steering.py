@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -410,12 +411,13 @@ def test_one_picture_beside_its_baseline_needs_no_run(tmp_path):
     assert result.exit_code == 0, result.output
     assert "active on" in result.output and "distance from the baseline" in result.output
     folder = tmp_path / "run" / "steering" / "once"
+    sheet = min(folder.iterdir(), key=lambda path: len(path.name))
+    assert re.fullmatch(r"feature_3_strength_-300_steps_2-4_seed_3_[0-9a-f]{8}", sheet.stem)
     baseline, steered = (
-        np.asarray(open_picture(folder / f"feature_3_strength_-300_steps_2-4_seed_3_{what}.png"), int)
-        for what in ("baseline", "steered")
+        np.asarray(open_picture(folder / f"{sheet.stem}_{what}.png"), int) for what in ("baseline", "steered")
     )
     assert np.abs(baseline - steered).mean() > 0.5
-    assert open_picture(folder / "feature_3_strength_-300_steps_2-4_seed_3.png").width > 800
+    assert open_picture(sheet).width > 800
 
 
 def test_one_picture_by_a_feature_that_the_run_never_saw_active_warns(made, tmp_path):
@@ -438,6 +440,26 @@ def test_one_picture_by_several_features_in_a_region(tmp_path):
     assert len(list((tmp_path / "run" / "steering" / "once").iterdir())) == 3
 
 
+def test_another_request_leaves_earlier_pictures_in_place(tmp_path):
+    """Every part of a request and every setting that the picture depends on is in its name."""
+    folder = tmp_path / "run" / "steering" / "once"
+    short = ["--num-inference-steps", "2", "--target-step-number", "1", "--denoise-steps", "0"]
+    usual = {"--strength": "5", "--prompt": "a large red circle", "--seed": "3"}
+    others = [{}, {"--prompt": "a small blue square"}, {"--seed": "4"}, {"--region": "0,0,64,64"}]
+    others += [{"--guidance-scale": "1"}, {"--steer-schedule": "fade_out"}, {"--layer": "5"}]
+    kept = {}
+    for number, other in enumerate(others, start=1):
+        flags = [part for pair in {**usual, **other}.items() for part in pair]
+        result = fluxscope(
+            "steer", "--feature", "3", *flags, *short, "--out-dir", str(tmp_path / "run"), "--quiet"
+        )
+        assert result.exit_code == 0, result.output
+        found = {path.name: path.read_bytes() for path in folder.parents[1].rglob("once/*.png")}
+        assert len(found) == 3 * number, other
+        assert kept.items() <= found.items()
+        kept = found
+
+
 def test_the_self_check_finds_the_wiring_sound(tmp_path):
     result = fluxscope(
         "steer", "--self-check", "--out-dir", str(tmp_path / "run"), *target_flags(), "--denoise-steps", "0-4"
@@ -454,7 +476,8 @@ def test_the_bench_tries_strengths_over_ranges(tmp_path):
         *("--out-dir", str(tmp_path / "run")),
     )
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "run" / "steering" / "once" / "feature_3_bench_seed_3.png").is_file()
+    (sheet,) = (tmp_path / "run" / "steering" / "once").iterdir()
+    assert re.fullmatch(r"feature_3_bench_seed_3_[0-9a-f]{8}\.png", sheet.name)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from fluxscope.models.steering import Steered, Steerer
 from fluxscope.progress import Reporter
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import open_model_of
+from fluxscope.run.inputs import HOW
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.steering import (
     heat_over,
@@ -34,8 +37,10 @@ from fluxscope.run.steering import (
     unit_of,
     when_and_where,
 )
+from fluxscope.run.step_log import as_json
 from fluxscope.sae import encode_sparse
 from fluxscope.settings.config import Config
+from fluxscope.settings.steering import STEERED
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,18 @@ def where(request: Request) -> list[str]:
     return [f"region {','.join(map(str, request.region))}"] if request.region else []
 
 
-def file_name(*words: str) -> str:
-    """A name that tells one request from another, so that a second try leaves the first in place."""
-    return "_".join(words).replace(", ", "_").replace(" ", "_")
+def file_name(config: Config, request: Request, *words: str, also: Any = None) -> str:
+    """A name that tells one request from another, so that a second try leaves the first in place.
+
+    Its last word stands for the whole request and every setting that a steered picture depends on.
+
+    Args:
+        also: what else tells it from others.
+    """
+    key = {"words": words, "also": also, "site": config.site, **dataclasses.asdict(request)}
+    key |= {name: getattr(config, name) for name in STEERED if name not in HOW}
+    short = hashlib.sha256(json.dumps(as_json(key), sort_keys=True).encode()).hexdigest()[:8]
+    return "_".join((*words, short)).replace(", ", "_").replace(" ", "_")
 
 
 def loaded(config: Config, request: Request, report: Reporter) -> Steerer:
@@ -182,9 +196,8 @@ def write_sheet(
     distance = load_distance(config)
     far, change = float(distance([steered], [baseline])[0]), pixel_change(steered, baseline).mean()
     active = int((token_map > 0).sum())
-    name = file_name(
-        request.names, request.words, f"steps {config.steer_steps}", *where(request), seed_of(request)
-    )
+    words = [request.names, request.words, f"steps {config.steer_steps}", *where(request), seed_of(request)]
+    name = file_name(config, request, *words)
     folder = files.steering / "once"
     for which, pixels in (("baseline", baseline), ("steered", steered)):
         save_image(folder / f"{name}_{which}.png", Image.fromarray(pixels))
@@ -235,7 +248,7 @@ def steer_bench(
         baseline=0,
         tile=128,
     )
-    name = file_name(request.names, "bench", seed_of(request))
+    name = file_name(config, request, request.names, "bench", seed_of(request), also=(strengths, ranges))
     path = files.steering / "once" / f"{name}.png"
     save_image(path, sheet)
     report.say(f"{path}")

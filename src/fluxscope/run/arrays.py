@@ -16,6 +16,7 @@ import zarr.codecs
 
 from fluxscope.errors import RunDirError
 from fluxscope.files import explain_os_error
+from fluxscope.run.inputs import command_to_collect_anew
 
 INDEX = "by_feature"
 """The folder of an index in that of its store."""
@@ -136,6 +137,6 @@ def damaged(path: Path, what: str, error: Exception | None = None) -> RunDirErro
     if INDEX in folders:
         hint = f"Delete the folder {folders[INDEX]}: single features are then found by reading all codes."
     else:
-        run = f" --out-dir {folders['codes.zarr'].parent}" if "codes.zarr" in folders else ""
-        hint = f"Make the codes anew with the run's own settings: fluxscope collect --force{run}"
+        root = folders["codes.zarr"].parent if "codes.zarr" in folders else path.parent
+        hint = f"Make the codes anew: {command_to_collect_anew(root)}"
     return RunDirError(f"{path} {what}{reason}", hint)

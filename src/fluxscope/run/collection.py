@@ -31,12 +31,14 @@ from fluxscope.models.spec import ModelSpec
 from fluxscope.run.activations import identity_of
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import picture_spec
-from fluxscope.run.inputs import IDENTITY
+from fluxscope.run.freshness import differences
+from fluxscope.run.inputs import IDENTITY, values_of
 from fluxscope.run.jobs import Job
 from fluxscope.run.manifest import ListedPicture, ManifestRow
 from fluxscope.run.recorders import Recorder, check_width, load_further, open_recorder, used_elsewhere
 from fluxscope.run.records import RunLog
 from fluxscope.run.rundir import RunDir
+from fluxscope.run.step_log import StepLog
 from fluxscope.run.strict_json import Place
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.formats import SaeInfo, load, odd_sparsity
@@ -45,7 +47,7 @@ from fluxscope.settings.config import Config
 OF_A_SITE = ("site_pattern", "target_step_number", "capture_steps", "sae_sha256")
 """What may differ from one site of a folder to another: the pictures do not depend on it."""
 
-PICTURE_NAME = re.compile(r"img_[0-9]{6,}_p[0-9]{4,}_r[0-9]+_seed[0-9]+\.png")
+PICTURE_NAME = re.compile(r"img_([0-9]{6,})_p([0-9]{4,})_r([0-9]+)_seed([0-9]+)\.png")
 
 
 @dataclass(frozen=True)
@@ -168,17 +170,17 @@ def check_folder(config: Config, jobs: list[Job], sae_hashes: dict[str, str]) ->
         log = files.run_log if own else files.root / files.run_log.name  # new sites must fit the pictures
         if not log.is_file():
             continue
-        old = RunLog.read(log).identity or {}
-        for name, value in identity(config, jobs, sae_hashes[site]).items():
-            if name in old and old[name] != value and (own or name not in OF_A_SITE):
+        old, new = RunLog.read(log).identity or {}, identity(config, jobs, sae_hashes[site])
+        for name, before, now in differences(old, new):
+            if name in old and name in new and (own or name not in OF_A_SITE):
                 raise RunDirError(
-                    f"{config.out_dir} was made with {difference(files.name, name, old[name], value)}",
+                    f"{config.out_dir} was made with {in_words(files.name, name, before, now)}",
                     "Give what it was made with, choose a new folder with --out-dir, or make this one anew "
                     "with --force.",
                 )
 
 
-def difference(site: str, name: str, old: Any, new: Any) -> str:
+def in_words(site: str, name: str, old: Any, new: Any) -> str:
     """What differs, for the user: hashes say nothing."""
     words = {"prompts_sha256": "other prompts", "sae_sha256": f"another SAE of {site}"}
     return words.get(name, f"{name} = {old}, not {new}")
@@ -187,9 +189,7 @@ def difference(site: str, name: str, old: Any, new: Any) -> str:
 def identity(config: Config, jobs: list[Job], sae_hash: str) -> dict[str, Any]:
     """What decides which pictures and codes a site's files hold."""
     prompts = "\n".join(job.prompt for job in jobs)
-    settings = {name: getattr(config, name) for name in IDENTITY}
-    return settings | {
-        "capture_steps": list(config.capture_steps),
+    return values_of(config, IDENTITY, (), StepLog(RunDir.of(config).step_log)) | {
         "num_images": len(jobs),
         "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
         "sae_sha256": sae_hash,
@@ -233,7 +233,7 @@ def clear(config: Config) -> None:
     """Take away what an earlier collection left in the folder, commit records first."""
     root = RunDir.of(config)
     homes = root.homes  # looked up before their logs are taken away
-    pictures = listed_pictures(root, homes)
+    pictures = [*listed_pictures(root, homes), *unlisted_pictures(root)]
     for home in homes:
         for name in (root.manifest.name, root.s_matrix.name):
             (home / name).unlink(missing_ok=True)
@@ -261,6 +261,22 @@ def listed_pictures(root: RunDir, homes: Sequence[Path]) -> list[Path]:
                 if PICTURE_NAME.fullmatch(path.name):
                     found.append(path)
     return found
+
+
+def unlisted_pictures(root: RunDir) -> list[Path]:
+    """Pictures that a killed run made and did not come to list: those whose name its run_log.json says."""
+    with contextlib.suppress(FluxscopeError, OSError):
+        identity = RunLog.read(root.run_log).identity or {}
+        reps, base, n = (identity.get(name) for name in ("reps_per_prompt", "base_seed", "num_images"))
+        if isinstance(reps, int) and isinstance(base, int) and isinstance(n, int):
+            found = [(path, PICTURE_NAME.fullmatch(path.name)) for path in root.images.iterdir()]
+            return [
+                path
+                for path, name in found
+                if name and (number := int(name[1])) < n
+                if (int(name[2]) * reps + int(name[3]), int(name[4])) == (number, base + number)
+            ]
+    return []
 
 
 def write_s_matrix(target: Target, images_per_block: int = 64) -> None:

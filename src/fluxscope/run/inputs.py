@@ -11,6 +11,7 @@ from typing import Any
 from fluxscope.errors import FluxscopeError
 from fluxscope.files import read_json
 from fluxscope.run.context import Context
+from fluxscope.run.made_with import load_config_of_run
 from fluxscope.run.manifest import Manifest
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.step_log import Key, StepLog, as_json, combined
@@ -96,40 +97,56 @@ def values_of(config: Config, names: Iterable[str], sites: Iterable[str], log: S
     return key
 
 
-def command_for(name: str, files: RunDir, settings: Config | None = None) -> str:
+def command_for(name: str, files: RunDir, settings: Config | None = None, own: Iterable[str] = ()) -> str:
     """A command that makes what a step makes in this folder, for a user to type.
 
-    Step 1 is given every setting that the folder was collected with and that is not the default.
+    It is given every setting that it would not take by itself: step 1 what the folder was collected with, and
+    later steps what is in use, where that is not the run's or the default.
 
     Args:
-        settings: those in use; they count where the folder does not say what it was collected with.
+        settings: those in use; to step 1 they count where the folder does not say what it was collected with.
+        own: the settings that the step reads.
     """
     words = ["fluxscope", name]
     if str(files.root) != settings_table()["out_dir"].default:
         words += ["--out-dir", str(files.root)]
     if name == "collect":
-        words += _flags(_collected_with(files) or (vars(settings) if settings else {}))
+        words += _flags(_collected_with(files.run_log) or (vars(settings) if settings else {}))
     elif files.site != files.first_site:
         words += ["--layer", str(files.layer)] if files.numbered else ["--active-site", files.site]
+    if name != "collect" and settings:
+        taken = load_config_of_run(None, out_dir=str(files.root), active_site=settings.active_site)
+        words += _flags(vars(settings), [each for each in own if each not in COLLECTED], taken)
     return shlex.join(words)
 
 
-def _collected_with(files: RunDir) -> dict[str, Any]:
-    """The settings that the folder's run_log.json states; none where it states none."""
+def command_to_collect_anew(root: Path) -> str:
+    """The command that makes everything of step 1 in this folder anew, with the settings it was made with."""
+    flags: list[str] = []
+    with suppress(FluxscopeError):
+        flags = _flags(_collected_with(root / "run_log.json"))
+    return shlex.join(["fluxscope", "collect", "--force", "--out-dir", str(root), *flags])
+
+
+def _collected_with(run_log: Path) -> dict[str, Any]:
+    """The settings that a folder's run_log.json states; none where it states none."""
     found: Any = {}
     with suppress(FluxscopeError, OSError):
-        found = read_json(files.run_log)
+        found = read_json(run_log)
     return found if isinstance(found, dict) else {}
 
 
-def _flags(settings: dict[str, Any]) -> list[str]:
-    """Flags for what a collection makes, where that is not the model's default."""
+def _flags(
+    settings: dict[str, Any], names: Iterable[str] = COLLECTED, default: Config | None = None
+) -> list[str]:
+    """Flags for the settings of these names that are not as in `default`, or else as the model has them."""
     table = settings_table()
-    default = as_json(vars(Config(model_id=settings.get("model_id", table["model_id"].default))))
+    default = default or Config(model_id=settings.get("model_id", table["model_id"].default))
+    plain = as_json(vars(default))
     flags = []
-    for name in COLLECTED:
+    for name in names:
         value, flag = as_json(settings.get(name)), name.replace("_", "-")
-        if value is None or value == default[name]:
+        if value is None or value == plain[name]:
             continue
         if isinstance(value, dict):
             value = [f"{site}={path}" for site, path in value.items()]

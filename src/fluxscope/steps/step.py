@@ -98,5 +98,5 @@ def check_reads(step: Step, context: Context, all_steps: tuple[Step, ...]) -> No
         maker = next(other for other in all_steps if name in other.makes)
         raise MissingInputError(
             f"step {step.number} ({step.name}) needs {path}, which is not there",
-            f"Run step {maker.number} first: {command_for(maker.name, files, config)}",
+            f"Run step {maker.number} first: {command_for(maker.name, files, config, maker.settings)}",
         )
