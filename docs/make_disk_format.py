@@ -11,6 +11,7 @@ from typing import Any, Literal
 from fluxscope.run import records, site_map_records, steering_records
 from fluxscope.run.manifest import ManifestRow
 from fluxscope.run.strict_json import Number, Record, parts, without_none
+from fluxscope.run.truth_records import TruthReport
 
 TARGET = Path(__file__).with_name("disk-format.md")
 BEGIN, END = "<!-- made by docs/make_disk_format.py: do not edit -->\n", "<!-- end -->\n"
@@ -31,6 +32,7 @@ FILES: dict[str, type[Record]] = {
     "steering_grids/steering_grids_summary.json": steering_records.GridsSummary,
     "steps_profile.json": records.StepsProfile,
     "site_map.json": site_map_records.SiteMap,
+    "truth.json": TruthReport,
 }
 
 NAMES: dict[Any, str] = {int: "int", Number: "number", str: "string", bool: "bool", Any: "any"}

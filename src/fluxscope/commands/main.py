@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fluxscope.commands import checkpoints, pipeline, reports, steering, training
+from fluxscope.commands import benchmarks, checkpoints, pipeline, reports, steering, training
 from fluxscope.commands.flags import clear_errors, with_settings
 from fluxscope.embedded import VERSION
 from fluxscope.progress import quiet_imports
@@ -73,6 +73,7 @@ def commands(kind: type[Config] | None) -> dict[str, Callable[..., None]]:
         )
     made["train"] = with_settings(training.train_saes, training.SETTINGS, kind)
     made["sweep"] = with_settings(training.sweep_saes, training.SETTINGS, kind)
+    made["truth"] = with_settings(benchmarks.truth, benchmarks.SETTINGS, kind)
     made["doctor"] = with_settings(reports.doctor, (*EVERYWHERE, *STEPS[0].settings, "clip_model_id"), kind)
     looking: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
         "site-map": (reports.site_map, reports.SITE_MAP_SETTINGS),

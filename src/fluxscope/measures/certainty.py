@@ -93,12 +93,12 @@ def holm(p: Float64[np.ndarray, " c"]) -> Float64[np.ndarray, " c"]:
 
 
 def permuted_pictures(
-    truth: Bool[np.ndarray, "r c"], pictures: list[Int[np.ndarray, " n"]], tokens: int, seed: int
+    truth: Bool[np.ndarray, "r c"], pictures: list[np.ndarray], tokens: int, seed: int
 ) -> Bool[np.ndarray, "r c"]:
     """The truth with pictures permuted within each of the parts; their tokens stay together.
 
     Args:
-        pictures: the pictures of each part.
+        pictures: (n), the pictures of each part.
     """
     rng = np.random.default_rng(seed)
     by_picture = truth.reshape(-1, tokens, truth.shape[1])

@@ -31,7 +31,6 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from fluxscope import files
-from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.errors import ConfigError, RunDirError
 from fluxscope.measures.clip import open_picture
 from fluxscope.measures.detection import Parts, split_by_group
@@ -45,7 +44,8 @@ from fluxscope.run.lock import lock_folders
 from fluxscope.sae.base import LinearSae, encode_sparse
 from fluxscope.shapes import oracle
 from fluxscope.shapes.concepts import CONCEPTS, TOKENS, columns, token_truth
-from fluxscope.shapes.questions import Question, questions
+from fluxscope.shapes.questions import Question, questions, require_truth
+from fluxscope.shapes.world import RESOLUTION
 
 PICTURES, QUICK = 2000, 400
 BATCH = 20
@@ -133,10 +133,11 @@ def make_truth(
 
 def check_sites(model: Model, sites: Sequence[Site], steps: Sequence[int], spec: PictureSpec) -> None:
     """Refuse what truth cannot be measured at. Raises ConfigError."""
-    if model.model_id != FLUX_SHAPES:
+    require_truth(model.model_id)
+    if (spec.height, spec.width) != (RESOLUTION, RESOLUTION):
         raise ConfigError(
-            f"nothing is known to be true of {model.model_id}'s pictures: only {FLUX_SHAPES} has a truth",
-            "Use fluxscope site-map, which needs none, to see where a model decides what.",
+            f"pictures of {spec.width} x {spec.height} cannot be read by the oracle",
+            f"Leave height and width at {RESOLUTION}.",
         )
     for site in sites:
         model.spec.check_site(site)
@@ -211,27 +212,35 @@ def _make_pictures(
     )
     require_space(folder, needed)
     embedded = model.encode([question.caption for question in asked])
-    with report.progress("pictures with truth", len(asked), "images") as advance:
-        for first in range(0, len(asked), BATCH):
-            batch = asked[first : first + BATCH]
+    missing = [
+        first
+        for first in range(0, len(asked), BATCH)
+        if not _drawn(folder, first) or any(store.n_images <= first for store in stores.values())
+    ]
+    done = len(asked) - BATCH * len(missing)
+    with report.progress("pictures with truth", len(asked), "images", done) as advance:
+        for first in missing:
+            batch, drawn = asked[first : first + BATCH], _drawn(folder, first)
             lacking = {place: store for place, store in stores.items() if store.n_images <= first}
-            drawn = all(_picture(folder, first + i).is_file() for i in range(len(batch)))
-            if lacking or not drawn:
-                heard: Activations = {}
-                hooks = [_listener(lacking, heard)] if lacking else []
-                latents = model.sample(
-                    [embedded[question.caption] for question in batch],
-                    [question.seed for question in batch],
-                    *hooks,
-                    spec=spec,
-                    stop_after=max(step for _, step in lacking) if drawn else None,
-                )
-                for place, store in lacking.items():
-                    store.append(heard[place])
-                if not drawn:
-                    for i, pixels in enumerate(model.decode(latents, spec).numpy()):
-                        files.save_image(_picture(folder, first + i), Image.fromarray(pixels))
-            advance(len(batch))
+            heard: Activations = {}
+            latents = model.sample(
+                [embedded[question.caption] for question in batch],
+                [question.seed for question in batch],
+                *([_listener(lacking, heard)] if lacking else []),
+                spec=spec,
+                stop_after=max(step for _, step in lacking) if drawn else None,
+            )
+            for place, store in lacking.items():
+                store.append(heard[place])
+            if not drawn:
+                for i, pixels in enumerate(model.decode(latents, spec).numpy()):
+                    files.save_image(_picture(folder, first + i), Image.fromarray(pixels))
+            advance(BATCH)
+
+
+def _drawn(folder: Path, first: int) -> bool:
+    """Whether all pictures of a batch are there."""
+    return all(_picture(folder, first + i).is_file() for i in range(BATCH))
 
 
 def _listener(stores: dict[tuple[str, int], ActivationStore], heard: Activations) -> Capture:

@@ -14,6 +14,8 @@ from itertools import islice
 
 import numpy as np
 
+from fluxscope.embedded import FLUX_SHAPES
+from fluxscope.errors import ConfigError
 from fluxscope.shapes import world
 
 SEEDS_FROM = 2_000_000
@@ -47,6 +49,15 @@ class Question:
     family: int
     twin_of: int | None = None
     changed: str | None = None
+
+
+def require_truth(model_id: str) -> None:
+    """Raise ConfigError for a model of whose pictures nothing is known to be true."""
+    if model_id != FLUX_SHAPES:
+        raise ConfigError(
+            f"nothing is known to be true of {model_id}'s pictures: only {FLUX_SHAPES} has a truth",
+            "Use fluxscope site-map, which needs none, to see where a model decides what.",
+        )
 
 
 def questions(count: int) -> list[Question]:
