@@ -199,14 +199,14 @@ MUTANTS = (
         STEERED,
         (
             "the control is the feature itself",
-            "random_direction(bench.steerer.sae.input_dim, feature)",
-            "bench.steerer.sae.decoder.weight[:, feature]",
+            "random_direction(setup.steerer.sae.input_dim, feature)",
+            "setup.steerer.sae.decoder.weight[:, feature]",
         ),
         ("inside and outside swapped", "inside=inside, outside=outside", "inside=outside, outside=inside"),
         (
             "the control's numbers are the feature's",
-            "nonzero(bench), controls)",
-            "nonzero(bench), strengths)",
+            "nonzero(setup), controls)",
+            "nonzero(setup), strengths)",
         ),
         (
             "scales in another order",
@@ -215,8 +215,8 @@ MUTANTS = (
         ),
         (
             "pictures under another strength's name",
-            "for s in nonzero(bench)]\n    pictures",
-            "for s in nonzero(bench)[::-1]]\n    pictures",
+            "for s in nonzero(setup)]\n    pictures",
+            "for s in nonzero(setup)[::-1]]\n    pictures",
         ),
         (
             "the control's pictures are the feature's",
@@ -239,7 +239,7 @@ MUTANTS = (
             "amount = abs(strength) * self.unit(feature)[1]",
         ),
         (
-            "strangers of one prompt",
+            "unrelated pictures of one prompt",
             "if rows[a].prompt != rows[b].prompt]",
             "if rows[a].prompt == rows[b].prompt]",
         ),
@@ -249,7 +249,7 @@ MUTANTS = (
             "self.store.image(0)",
         ),
         (
-            "the largest distance of strangers",
+            "the largest distance of unrelated pictures",
             "float(np.median(self.distance(left, right)))",
             "float(np.max(self.distance(left, right)))",
         ),
@@ -290,8 +290,8 @@ MUTANTS = (
         ("up and down swapped", "distances[::2], distances[1::2]", "distances[1::2], distances[::2]"),
         (
             "whole ones are broken",
-            "broken=max(positive, negative) >= strangers",
-            "broken=max(positive, negative) < strangers",
+            "broken=max(positive, negative) >= unrelated",
+            "broken=max(positive, negative) < unrelated",
         ),
         (
             "another picture's activation",

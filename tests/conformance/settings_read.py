@@ -127,7 +127,7 @@ def calls_of(sources: Sources, here: Function, function: ast.FunctionDef) -> lis
     kinds = {arg.arg: ast.unparse(arg.annotation) for arg in function.args.args if arg.annotation}
     if "." in name:
         kinds |= dict.fromkeys(("self", "cls"), name.partition(".")[0])
-    for node in ast.walk(function):  # bench = Bench.of(...)
+    for node in ast.walk(function):  # setup = SteeringSetup.of(...)
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
             kinds[ast.unparse(node.targets[0])] = ast.unparse(node.value.func).removesuffix(".of")
     found = []

@@ -4,7 +4,7 @@ from fluxscope.measures.effect import demo_score, dose_response
 
 
 def test_crossings_are_read_off_straight_lines():
-    found = dose_response([2.0, 1.0, 4.0], [0.2, 0.1, 0.6], strangers=0.5)
+    found = dose_response([2.0, 1.0, 4.0], [0.2, 0.1, 0.6], unrelated=0.5)
     assert found["first_change"] == pytest.approx(0.5)  # 10% of 0.5 is half of what strength 1 gives
     assert found["breaks"] == pytest.approx(3.5)
 

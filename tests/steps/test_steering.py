@@ -260,11 +260,11 @@ def test_a_stopped_step_goes_on_after_the_features_it_finished(copy, monkeypatch
     begun = []
     original = getattr(module, work)
 
-    def stopping(bench, feature, *rest):
+    def stopping(setup, feature, *rest):
         begun.append(feature)
         if len(begun) == 2:
             raise KeyboardInterrupt
-        return original(bench, feature, *rest)
+        return original(setup, feature, *rest)
 
     monkeypatch.setattr(module, work, stopping)
     summary.unlink()
@@ -365,7 +365,7 @@ def test_a_sparse_column_gives_the_active_images_below_the_maximum():
 
 
 def test_broken_pictures_are_no_demos_while_there_are_whole_ones():
-    whole, broken = score(2.0, 0.1, 0.1, strangers=0.5), score(8.0, 0.6, 0.6, strangers=0.5)
+    whole, broken = score(2.0, 0.1, 0.1, unrelated=0.5), score(8.0, 0.6, 0.6, unrelated=0.5)
     assert broken.combined_score > whole.combined_score
     assert max([whole, broken], key=worth) is whole
     assert max([score(8.0, 0.6, 0.6, 0.5), score(4.0, 0.6, 0.5, 0.5)], key=worth).strength == 4

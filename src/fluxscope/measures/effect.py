@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 FIRST_CHANGE = 0.1
-"""A picture has changed when its distance from the baseline is this share of that between strangers."""
+"""A picture has changed when its distance from the baseline is this share of that of unrelated pictures."""
 
 
 def dose_response(
-    strengths: Sequence[float], distances: Sequence[float], strangers: float
+    strengths: Sequence[float], distances: Sequence[float], unrelated: float
 ) -> dict[str, float | None]:
-    """The strength at which a picture first changes, and at which it is as far away as a stranger.
+    """The strength at which a picture first changes, and at which it is as far away as an unrelated one.
 
     From there on more strength changes it no further: the distance saturates and the picture is broken.
     Strengths between the tested ones are read off straight lines, which begin at distance 0.
@@ -21,7 +21,7 @@ def dose_response(
     Args:
         strengths: all of one sign, in any order.
         distances: of each picture from its baseline.
-        strangers: the typical distance between pictures of different prompts.
+        unrelated: the typical distance between pictures of different prompts.
 
     Returns:
         first_change, breaks: None where no tested strength comes that far.
@@ -30,8 +30,8 @@ def dose_response(
     x = np.concatenate([[0.0], np.asarray(strengths, float)[order]])
     y = np.concatenate([[0.0], np.asarray(distances, float)[order]])
     return {
-        "first_change": _first_crossing(x, y, FIRST_CHANGE * strangers),
-        "breaks": _first_crossing(x, y, strangers),
+        "first_change": _first_crossing(x, y, FIRST_CHANGE * unrelated),
+        "breaks": _first_crossing(x, y, unrelated),
     }
 
 

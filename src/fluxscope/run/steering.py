@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 UNIT_PERCENTILE = 99.0
 """A strength of 1 is this percentile of the feature's own activations, over the tokens where it is active."""
 
-STRANGERS = 24
+UNRELATED_PAIRS = 24
 """Pairs of pictures of different prompts that tell how far apart two pictures are that share nothing."""
 
 
@@ -109,7 +109,7 @@ def selected(context: Context) -> list[SelectedFeature]:
 
 
 @dataclass
-class Bench:
+class SteeringSetup:
     """A run's pictures and codes beside the loaded model: what a steering step works at.
 
     Attributes:
@@ -127,7 +127,7 @@ class Bench:
     @classmethod
     def of(
         cls, context: Context, features: Sequence[int], image_ids: Sequence[int], distance: Distance
-    ) -> Bench:
+    ) -> SteeringSetup:
         """Set everything up for these features and the pictures of these images."""
         from fluxscope.run.codes import CodeStore
 
@@ -170,11 +170,11 @@ class Bench:
         """A picture with the feature's heatmap over it."""
         return heat_over(self.context.config, picture, self.token_map(feature, image_id))
 
-    def strangers(self) -> float:
+    def distance_of_unrelated(self) -> float:
         """The median distance between the run's pictures of different prompts."""
         rng = np.random.default_rng(0)
         rows = self.manifest.rows
-        drawn = [rng.choice(len(rows), 2, replace=False) for _ in range(STRANGERS)]
+        drawn = [rng.choice(len(rows), 2, replace=False) for _ in range(UNRELATED_PAIRS)]
         pairs = [(a, b) for a, b in drawn if rows[a].prompt != rows[b].prompt]
         if not pairs:
             raise MissingInputError(

@@ -40,7 +40,7 @@ class Effect(Record):
 class Dose(Record):
     """Where the change begins and where it breaks, to one side."""
 
-    first_change: Number | None = part("Strength at which the distance is a tenth of that of strangers.")
+    first_change: Number | None = part("Strength at which the distance is a tenth of unrelated pictures'.")
     breaks: Number | None = part("Strength at which it is as large; null where no tested one comes so far.")
 
 
@@ -100,7 +100,7 @@ class Try(Record):
     neg_lpips: Number = part("Distance of the picture steered down.")
     consistency: Number = part("The smaller distance by the larger.")
     combined_score: Number = part("Their mean x (0.5 + 0.5 x consistency).")
-    broken: bool = part("Whether a picture is as far away as a stranger.")
+    broken: bool = part("Whether a picture is as far away as an unrelated one.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class Demo(Record):
     neg_lpips: Number = part("Distance of the picture steered down by it.")
     consistency: Number = part("The smaller distance by the larger.")
     combined_score: Number = part("Their mean x (0.5 + 0.5 x consistency).")
-    broken: bool | None = ours("Whether a picture is as far away as a stranger: only where all are.")
+    broken: bool | None = ours("Whether a picture is as far away as an unrelated one: only where all are.")
     tries: list[Try] | None = ours("Every strength that was tried.")
 
 

@@ -2,7 +2,7 @@
 
 Candidates are images on which the feature is relevant, but not saturated. All are tried at one strength both
 ways; the best of them at all strengths; the best of those are kept. A good demo changes visibly both ways
-without breaking: strengths at which a picture is as far from its baseline as a stranger don't count.
+without breaking: strengths at which a picture is as far from its baseline as an unrelated one don't count.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fluxscope.run.donor_table import tell_donor_score
 from fluxscope.run.ledger import Ledger
 from fluxscope.run.manifest import Manifest
 from fluxscope.run.site_map_records import Share
-from fluxscope.run.steering import Bench, load_distance, scope_of, selected, settings_of_run
+from fluxscope.run.steering import SteeringSetup, load_distance, scope_of, selected, settings_of_run
 from fluxscope.run.steering_records import Candidates, Demo, DemoConfig, DemoId, DemoIds, FeatureDemos, Try
 from fluxscope.settings.config import Config
 from fluxscope.settings.steering import STEERED
@@ -57,11 +57,11 @@ def run(context: Context) -> str:
     if ledger.missing:
         chosen = candidates_of(context, ledger)
         images = [image for candidates in chosen.values() for image in candidates.image_ids]
-        bench = Bench.of(context, list(chosen), images, distance)
-        strangers = bench.strangers()
+        setup = SteeringSetup.of(context, list(chosen), images, distance)
+        unrelated = setup.distance_of_unrelated()
         with report.progress("     features", len(chosen), "features") as advance:
             for feature, candidates in chosen.items():
-                ledger.do(feature, partial(demos_of, bench, feature, candidates, strangers))
+                ledger.do(feature, partial(demos_of, setup, feature, candidates, unrelated))
                 advance()
     for feature, reason in ledger.failed.items():
         report.say(f"     warning: feature {feature} is passed over: {reason}")
@@ -160,35 +160,37 @@ def pick_candidates(
     )
 
 
-def demos_of(bench: Bench, feature: int, candidates: Candidates, strangers: float) -> list[FeatureDemos]:
+def demos_of(
+    setup: SteeringSetup, feature: int, candidates: Candidates, unrelated: float
+) -> list[FeatureDemos]:
     """A feature's record, as a list of one."""
-    bench.check(feature)
-    return [find_demos(bench, feature, candidates, strangers)]
+    setup.check(feature)
+    return [find_demos(setup, feature, candidates, unrelated)]
 
 
-def find_demos(bench: Bench, feature: int, candidates: Candidates, strangers: float) -> FeatureDemos:
+def find_demos(setup: SteeringSetup, feature: int, candidates: Candidates, unrelated: float) -> FeatureDemos:
     """Screen the candidates, try the best at every strength, keep the best of those; returns the record."""
-    config = bench.context.config
+    config = setup.context.config
     middle = config.demo_strengths[len(config.demo_strengths) // 2]
     screened = [
-        try_one(bench, feature, image_id, activation, (middle,), strangers).demo
+        try_one(setup, feature, image_id, activation, (middle,), unrelated).demo
         for image_id, activation in zip(candidates.image_ids, candidates.activations, strict=True)
     ]
     screened.sort(key=worth_of_demo, reverse=True)
     finals = [
-        try_one(bench, feature, demo.image_id, demo.activation, config.demo_strengths, strangers)
+        try_one(setup, feature, demo.image_id, demo.activation, config.demo_strengths, unrelated)
         for demo in screened[: config.demo_finalists]
     ]
     finals.sort(key=lambda final: worth_of_demo(final.demo), reverse=True)
     best = finals[: config.demo_kept]
     for final in best:
-        save_pictures(bench, feature, final)
+        save_pictures(setup, feature, final)
     tried = {final.demo.image_id: final.demo for final in finals}
     return FeatureDemos(
         feature_id=feature,
-        distance_of_strangers=strangers,
-        strength_unit=bench.unit(feature)[0],
-        unit=bench.unit(feature)[1],
+        distance_of_strangers=unrelated,
+        strength_unit=setup.unit(feature)[0],
+        unit=setup.unit(feature)[1],
         candidates=candidates,
         screened_at=middle,
         best_demos=[final.demo for final in best],
@@ -206,21 +208,21 @@ class Tried:
 
 
 def try_one(
-    bench: Bench,
+    setup: SteeringSetup,
     feature: int,
     image_id: int,
     activation: float,
     magnitudes: tuple[float, ...],
-    strangers: float,
+    unrelated: float,
 ) -> Tried:
     """Steer one image both ways at some strengths and score it by its best one."""
-    config, row = bench.context.config, bench.manifest.row(image_id)
+    config, row = setup.context.config, setup.manifest.row(image_id)
     strengths = [sign * m for m in magnitudes for sign in (1, -1)]
-    rows = [[bench.change(s, feature)] for s in strengths]
-    made = bench.steerer.steer(row.prompt, row.seed, rows, scope_of(config, bench.context.files.site))
-    distances = bench.distance(list(made.pictures.numpy()), list(made.baselines.numpy())).tolist()
+    rows = [[setup.change(s, feature)] for s in strengths]
+    made = setup.steerer.steer(row.prompt, row.seed, rows, scope_of(config, setup.context.files.site))
+    distances = setup.distance(list(made.pictures.numpy()), list(made.baselines.numpy())).tolist()
     pairs = zip(magnitudes, distances[::2], distances[1::2], strict=True)
-    tries = [score(magnitude, positive, negative, strangers) for magnitude, positive, negative in pairs]
+    tries = [score(magnitude, positive, negative, unrelated) for magnitude, positive, negative in pairs]
     best = max(tries, key=worth)
     demo = Demo(
         image_id=image_id,
@@ -248,8 +250,8 @@ def worth_of_demo(demo: Demo) -> tuple[bool, float]:
     return not demo.broken, -demo.best_strength if demo.broken else demo.combined_score
 
 
-def score(magnitude: float, positive: float, negative: float, strangers: float) -> Try:
-    """One strength's distances and score; broken when either picture is as far away as a stranger."""
+def score(magnitude: float, positive: float, negative: float, unrelated: float) -> Try:
+    """One strength's distances and score; broken when either picture is as far away as an unrelated one."""
     consistency, combined = demo_score(positive, negative)
     return Try(
         strength=magnitude,
@@ -257,12 +259,12 @@ def score(magnitude: float, positive: float, negative: float, strangers: float) 
         neg_lpips=negative,
         consistency=consistency,
         combined_score=combined,
-        broken=max(positive, negative) >= strangers,
+        broken=max(positive, negative) >= unrelated,
     )
 
 
-def save_pictures(bench: Bench, feature: int, tried: Tried) -> None:
-    files, image_id = bench.context.files, tried.demo.image_id
+def save_pictures(setup: SteeringSetup, feature: int, tried: Tried) -> None:
+    files, image_id = setup.context.files, tried.demo.image_id
     save_image(files.demo(feature, image_id, 0.0), Image.fromarray(tried.made.baseline.numpy()))
     for strength, pixels in zip(tried.strengths, tried.made.pictures.numpy(), strict=True):
         save_image(files.demo(feature, image_id, strength), Image.fromarray(pixels))

@@ -25,7 +25,7 @@ from fluxscope.run.manifest import ManifestRow
 from fluxscope.run.rundir import shown
 from fluxscope.run.site_map_records import Share
 from fluxscope.run.steering import (
-    Bench,
+    SteeringSetup,
     heat_of,
     load_distance,
     random_direction,
@@ -67,12 +67,12 @@ def run(context: Context) -> str:
     ledger = Ledger(step_work(context), own, Experiment)
     if ledger.missing:
         wanted = [image for feature in ledger.missing for image in images[feature]]
-        bench = Bench.of(context, ledger.missing, wanted, distance)
-        strangers = bench.strangers()
+        setup = SteeringSetup.of(context, ledger.missing, wanted, distance)
+        unrelated = setup.distance_of_unrelated()
         finished = len(images) - len(ledger.missing)
         with report.progress("     features", len(images), "features", finished) as advance:
             for feature in tuple(ledger.missing):
-                ledger.do(feature, partial(experiments, bench, feature, images[feature], strangers))
+                ledger.do(feature, partial(experiments, setup, feature, images[feature], unrelated))
                 advance()
     for feature, reason in ledger.failed.items():
         report.say(f"     warning: feature {feature} is passed over: {reason}")
@@ -112,24 +112,24 @@ def head_of(context: Context, distance: str, donors: Share | None) -> dict[str, 
     }
 
 
-def experiments(bench: Bench, feature: int, images: list[int], strangers: float) -> list[Experiment]:
+def experiments(setup: SteeringSetup, feature: int, images: list[int], unrelated: float) -> list[Experiment]:
     """Steer a feature on its example pictures; returns their records."""
-    bench.check(feature)
-    return [experiment(bench, feature, image, strangers) for image in images]
+    setup.check(feature)
+    return [experiment(setup, feature, image, unrelated) for image in images]
 
 
-def experiment(bench: Bench, feature: int, image_id: int, strangers: float) -> Experiment:
+def experiment(setup: SteeringSetup, feature: int, image_id: int, unrelated: float) -> Experiment:
     """Steer one picture, write its pictures and grids, and return its record."""
-    row = bench.manifest.row(image_id)
-    scales = by_scale(bench, feature, row)
-    strengths, controls = by_strength(bench, feature, row)
-    files = bench.context.files
-    scaled = measured(bench, feature, image_id, bench.context.config.steer_scales, scales)
-    added = measured(bench, feature, image_id, nonzero(bench), strengths)
-    pushed = measured(bench, feature, image_id, nonzero(bench), controls)
-    save_pictures(bench, feature, image_id, scales, strengths)
-    draw_scales(bench, feature, row, scales, scaled)
-    draw_strengths(bench, feature, row, strengths, controls, added, pushed)
+    row = setup.manifest.row(image_id)
+    scales = by_scale(setup, feature, row)
+    strengths, controls = by_strength(setup, feature, row)
+    files = setup.context.files
+    scaled = measured(setup, feature, image_id, setup.context.config.steer_scales, scales)
+    added = measured(setup, feature, image_id, nonzero(setup), strengths)
+    pushed = measured(setup, feature, image_id, nonzero(setup), controls)
+    save_pictures(setup, feature, image_id, scales, strengths)
+    draw_scales(setup, feature, row, scales, scaled)
+    draw_strengths(setup, feature, row, strengths, controls, added, pushed)
     return Experiment(
         feature_id=feature,
         image_id=image_id,
@@ -137,40 +137,40 @@ def experiment(bench: Bench, feature: int, image_id: int, strangers: float) -> E
         seed=row.seed,
         grid_path=files.relative(files.steered(feature, image_id, "steering_grid")),
         strength_grid_path=files.relative(files.steered(feature, image_id, "strength_grid")),
-        strength_unit=bench.unit(feature)[0],
-        unit=bench.unit(feature)[1],
-        distance_of_strangers=strangers,
+        strength_unit=setup.unit(feature)[0],
+        unit=setup.unit(feature)[1],
+        distance_of_strangers=unrelated,
         scaled=scaled,
         added=added,
         random_direction=pushed,
-        dose_response=doses(added, strangers),
-        dose_response_random=doses(pushed, strangers),
+        dose_response=doses(added, unrelated),
+        dose_response_random=doses(pushed, unrelated),
     )
 
 
-def nonzero(bench: Bench) -> list[float]:
-    return [s for s in bench.context.config.steer_strengths if s != 0]
+def nonzero(setup: SteeringSetup) -> list[float]:
+    return [s for s in setup.context.config.steer_strengths if s != 0]
 
 
-def by_scale(bench: Bench, feature: int, row: ManifestRow) -> Steered:
+def by_scale(setup: SteeringSetup, feature: int, row: ManifestRow) -> Steered:
     from fluxscope.models.edits import Change
 
-    config = bench.context.config
+    config = setup.context.config
     rows = [[Change("scale", scale, feature)] for scale in config.steer_scales]
-    return bench.steerer.steer(
-        row.prompt, row.seed, rows, scope_of(config, bench.context.files.site, "scale")
+    return setup.steerer.steer(
+        row.prompt, row.seed, rows, scope_of(config, setup.context.files.site, "scale")
     )
 
 
-def by_strength(bench: Bench, feature: int, row: ManifestRow) -> tuple[Steered, Steered]:
+def by_strength(setup: SteeringSetup, feature: int, row: ManifestRow) -> tuple[Steered, Steered]:
     """The pictures with the feature added at each strength, and with a random direction at the same norm."""
     from fluxscope.models.steering import Steered
 
-    control = random_direction(bench.steerer.sae.input_dim, feature)
-    own = [[bench.change(s, feature)] for s in nonzero(bench)]
-    other = [[bench.change(s, feature, control)] for s in nonzero(bench)]
-    scope = scope_of(bench.context.config, bench.context.files.site)
-    made = bench.steerer.steer(row.prompt, row.seed, [*own, *other], scope)
+    control = random_direction(setup.steerer.sae.input_dim, feature)
+    own = [[setup.change(s, feature)] for s in nonzero(setup)]
+    other = [[setup.change(s, feature, control)] for s in nonzero(setup)]
+    scope = scope_of(setup.context.config, setup.context.files.site)
+    made = setup.steerer.steer(row.prompt, row.seed, [*own, *other], scope)
     n = len(own)
     return (
         Steered(made.pictures[:n], made.baselines[:n]),
@@ -179,12 +179,12 @@ def by_strength(bench: Bench, feature: int, row: ManifestRow) -> tuple[Steered, 
 
 
 def measured(
-    bench: Bench, feature: int, image_id: int, values: Sequence[float], made: Steered
+    setup: SteeringSetup, feature: int, image_id: int, values: Sequence[float], made: Steered
 ) -> list[Effect]:
     """For each picture its distance from the baseline, and how much changed in and out of the heatmap."""
     pictures, baselines = made.pictures.numpy(), made.baselines.numpy()
-    distances = bench.distance(list(pictures), list(baselines))
-    heat = heat_of(bench.context.config, pictures[0].shape, bench.token_map(feature, image_id))
+    distances = setup.distance(list(pictures), list(baselines))
+    heat = heat_of(setup.context.config, pictures[0].shape, setup.token_map(feature, image_id))
     records = []
     for value, picture, baseline, distance in zip(values, pictures, baselines, distances, strict=True):
         inside, outside = locality(pixel_change(picture, baseline), heat)
@@ -192,20 +192,22 @@ def measured(
     return records
 
 
-def doses(records: list[Effect], strangers: float) -> DoseResponse:
+def doses(records: list[Effect], unrelated: float) -> DoseResponse:
     """The dose-response to either side."""
 
     def of(own: list[Effect]) -> Dose:
-        return Dose(**dose_response([r.value for r in own], [r.distance for r in own], strangers))
+        return Dose(**dose_response([r.value for r in own], [r.distance for r in own], unrelated))
 
     positive, negative = ([r for r in records if sign * r.value > 0] for sign in (1, -1))
     return DoseResponse(positive=of(positive), negative=of(negative))
 
 
-def save_pictures(bench: Bench, feature: int, image_id: int, scales: Steered, strengths: Steered) -> None:
-    config, files = bench.context.config, bench.context.files
+def save_pictures(
+    setup: SteeringSetup, feature: int, image_id: int, scales: Steered, strengths: Steered
+) -> None:
+    config, files = setup.context.config, setup.context.files
     names = [f"scale_{shown(s, 1)}" for s in config.steer_scales]
-    names += [f"strength_{shown(s, 1)}" for s in nonzero(bench)]
+    names += [f"strength_{shown(s, 1)}" for s in nonzero(setup)]
     pictures = [*scales.pictures.numpy(), *strengths.pictures.numpy()]
     for name, pixels in zip(names, pictures, strict=True):
         save_image(files.steered(feature, image_id, name), Image.fromarray(pixels))
@@ -217,24 +219,26 @@ def notes(records: list[Effect]) -> list[str]:
     return [f"distance {record.distance:.3f}" for record in records]
 
 
-def draw_scales(bench: Bench, feature: int, row: ManifestRow, made: Steered, records: list[Effect]) -> None:
+def draw_scales(
+    setup: SteeringSetup, feature: int, row: ManifestRow, made: Steered, records: list[Effect]
+) -> None:
     """The grid over scales; scale 1, the unchanged picture, is framed."""
-    config, files = bench.context.config, bench.context.files
+    config, files = setup.context.config, setup.context.files
     scales = list(config.steer_scales)
-    overlay = bench.overlay(feature, row.image_id, made.baseline.numpy())
+    overlay = setup.overlay(feature, row.image_id, made.baseline.numpy())
     grid = labelled_grid(
         [GridRow(list(made.pictures.numpy()), row.prompt, notes(records), overlay)],
         [f"{scale:g}x" for scale in scales],
         title=f"Feature {feature}: its code scaled",
         subtitle=f"image {row.image_id} · seed {row.seed} · 1x changes nothing, 0x ablates",
-        footer=foot(bench, "scale"),
+        footer=foot(setup, "scale"),
         baseline=scales.index(1.0) if 1.0 in scales else None,
     )
     save_image(files.steered(feature, row.image_id, "steering_grid"), grid)
 
 
 def draw_strengths(
-    bench: Bench,
+    setup: SteeringSetup,
     feature: int,
     row: ManifestRow,
     own: Steered,
@@ -243,8 +247,8 @@ def draw_strengths(
     control_records: list[Effect],
 ) -> None:
     """The grid over strengths, the baseline in its place among them, the random direction below."""
-    files = bench.context.files
-    strengths = nonzero(bench)
+    files = setup.context.files
+    strengths = nonzero(setup)
     middle = int(np.searchsorted(strengths, 0.0))
     baseline = own.baseline.numpy()
     rows = []
@@ -255,7 +259,7 @@ def draw_strengths(
         pictures, words = list(made.pictures.numpy()), notes(records)
         pictures.insert(middle, baseline)
         words.insert(middle, "unchanged")
-        beside = bench.overlay(feature, row.image_id, baseline) if made is own else None
+        beside = setup.overlay(feature, row.image_id, baseline) if made is own else None
         rows.append(GridRow(pictures, label, words, beside))
     labels = [signed(s) for s in strengths]
     labels.insert(middle, "0")
@@ -263,14 +267,14 @@ def draw_strengths(
         rows,
         labels,
         title=f"Feature {feature}: its direction added",
-        subtitle=f"image {row.image_id} · seed {row.seed} · {unit_in_words(*bench.unit(feature))}",
-        footer=foot(bench, "add"),
+        subtitle=f"image {row.image_id} · seed {row.seed} · {unit_in_words(*setup.unit(feature))}",
+        footer=foot(setup, "add"),
         baseline=middle,
     )
     save_image(files.steered(feature, row.image_id, "strength_grid"), grid)
 
 
-def foot(bench: Bench, kind: str) -> str:
-    config = bench.context.config
-    scope = scope_of(config, bench.context.files.site, kind)
-    return f"{config.model_id} · {when_and_where(config, scope)} · distance: {bench.distance.name}"
+def foot(setup: SteeringSetup, kind: str) -> str:
+    config = setup.context.config
+    scope = scope_of(config, setup.context.files.site, kind)
+    return f"{config.model_id} · {when_and_where(config, scope)} · distance: {setup.distance.name}"
