@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fluxscope.commands import train_saes
 from fluxscope.commands.sweep_saes import sweep
 from fluxscope.commands.train_saes import Training, train
 from fluxscope.commands.training import SweepOptions, TrainOptions, numbers, shapes_captions, wanted_training
@@ -19,6 +20,7 @@ from fluxscope.files import load_npy, read_json, read_jsonl, save_npy
 from fluxscope.progress import Reporter
 from fluxscope.run import harvest as harvesting
 from fluxscope.run.activations import ActivationStore
+from fluxscope.sae.data import split_by_prompt
 from fluxscope.sae.formats import load
 from fluxscope.sae.relu import ReLU
 from fluxscope.sae.table import named
@@ -169,7 +171,7 @@ def test_bad_activations_are_left_out_and_reported(trained, tmp_path, capsys, mo
     )
     told = capsys.readouterr().out
     found = re.search(r"(\d+) of (\d+) activations", told)
-    assert found and (found[1], found[2]) == ("1", str(36 * 64))
+    assert found and (found[1], found[2]) == ("1", str(32 * 64))
     assert "255 held-out tokens" in told
     bits[:5, :, 0] = 0x7FC0
     save_npy(shard, bits)
@@ -302,3 +304,31 @@ def test_a_mistake_in_the_flag_of_another_architecture_is_not_passed_over():
     with pytest.raises(FluxscopeError, match="unknown architecture 'quantum'") as caught:
         wanted_training(128, make_config(), TrainOptions(architecture="quantum"), {})
     assert "topk, relu" in caught.value.hint
+
+
+def test_what_is_reported_shares_no_prompt_with_what_was_trained_on(trained, monkeypatch, tmp_path, model):
+    """The same captions come twice: no picture of a caption in one part is in another."""
+    shutil.copytree(trained / "activations", tmp_path / "activations")
+    read = {}
+    real_trained, real_evaluate = train_saes.train_jobs, train_saes.evaluate
+    captions = shapes_captions(make_config(**QUICK), 40)
+    store = ActivationStore(next(iter((tmp_path / "activations").glob("*/*"))))
+
+    def watch_training(source, jobs, choosing, *args, **settings):
+        read["train"], read["choose"] = source.batch(0), torch.cat(choosing)
+        return real_trained(source, jobs, choosing, *args, **settings)
+
+    def watch_scores(sae, batches):
+        read["report"] = torch.cat(list(batches))
+        return real_evaluate(sae, batches)
+
+    monkeypatch.setattr(train_saes, "train_jobs", watch_training)
+    monkeypatch.setattr(train_saes, "evaluate", watch_scores)
+    few = training(tmp_path, sparsities=(4,), spliced_pictures=0)
+    (done,) = train(make_config(**QUICK), model, few, Reporter(quiet=True), captions)
+    split = split_by_prompt(captions)
+    for part, images in (("choose", split.choose), ("report", split.report)):
+        assert torch.equal(read[part], store.read(images).float().flatten(0, 1))
+    rows = {tuple(row) for row in store.read(split.train).flatten(0, 1).tolist()}
+    assert all(tuple(row) in rows for row in read["train"][:50].tolist())
+    assert done.scores == real_evaluate(load(done.job.folder / "sae_best.pt")[0], [read["report"]]).scores()

@@ -1,8 +1,9 @@
 """Training SAEs on a model's own activations: `fluxscope train`.
 
 The pictures are denoised once for all layers and steps and their activations stored in shards; every SAE
-of a site then trains in one pass over them. A tenth of the pictures is held out, and scores are taken on
-those. Interrupted and run again with the same settings, both parts go on where they were.
+of a site then trains in one pass over them. A tenth of the pictures chooses the checkpoint and a tenth is
+reported on, of prompts that were not trained on. Interrupted and run again with the same settings, both
+parts go on where they were.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from fluxscope.models.splice import SplicedScores, random_twin, spliced_scores
 from fluxscope.progress import Reporter
 from fluxscope.run.activations import ActivationStore
 from fluxscope.run.context import picture_spec
-from fluxscope.run.harvest import Wanted, harvest, held_out_batches
+from fluxscope.run.harvest import Wanted, harvest, token_batches
 from fluxscope.run.lock import lock_folders
 from fluxscope.run.manifest import read_prompts
 from fluxscope.sae import LinearSae
-from fluxscope.sae.data import ByImage, first_held_out
+from fluxscope.sae.data import ByImage, split_by_prompt
 from fluxscope.sae.formats import load
 from fluxscope.sae.jobs import Job, folder_name, train_jobs
 from fluxscope.sae.metrics import Scores, evaluate
@@ -81,7 +82,7 @@ class Trained:
 
     Attributes:
         step: denoising step, counted from 0.
-        scores: on held-out tokens.
+        scores: on the tokens that are reported on.
         random_explained_variance: of as many random directions at the same L0, on the same tokens.
         spliced: None where no picture was run.
     """
@@ -182,9 +183,12 @@ def train_site(
     report: Reporter,
 ) -> list[Trained]:
     """Train every SAE of one site and step in one pass over its activations, then score and draw them."""
-    base, first = training.base, first_held_out(store.n_images)
-    source = ByImage(store.read, range(first), base.batch_size, base.seed, whitening=base.whitening)
-    held_out = held_out_batches(store, base.batch_size)
+    base, split = training.base, split_by_prompt(wanted.prompts)
+    if not split.by_prompt:
+        report.say("warning: the prompts are too few to hold some out: held-out pictures share theirs")
+    source = ByImage(store.read, split.train, base.batch_size, base.seed, whitening=base.whitening)
+    choosing = token_batches(store, split.choose, base.batch_size)
+    held_out = token_batches(store, split.report, base.batch_size)
     jobs = [job_of(config, training, site, step, each, store.width) for each in training.configs()]
     device = pick_device(config.sae_device, fallback=str(model.device))
     with (
@@ -196,12 +200,14 @@ def train_site(
             advance()
             send(done, logs)
 
-        scores = train_jobs(source, jobs, held_out, device, on_step=on_step)
+        train_jobs(source, jobs, choosing, device, on_step=on_step)
     if source.bad_rows:
         bad = f"{source.bad_rows} of {source.rows_seen} activations"
         report.say(f"warning: {bad} read in training hold NaN or infinity and were left out")
     saes = [load(job.folder / "sae_best.pt")[0] for job in jobs]
-    spliced = splice(config, model, training, wanted, site, step, saes)
+    scores = [evaluate(sae, held_out).scores() for sae in saes]
+    shown = split.report[: training.spliced_pictures]
+    spliced = splice(config, model, shown, wanted, site, step, saes)
     trained = [
         Trained(site, step, job, score, random_explained_variance(sae, score, held_out), recovered)
         for job, sae, score, recovered in zip(jobs, saes, scores, spliced, strict=True)
@@ -224,22 +230,21 @@ def draw(trained: Trained) -> None:
     log = files.read_jsonl(folder / "log.jsonl")
     files.save_image(folder / "training_curves.png", training_curves(log))
     frequency = files.load_npy(folder / "frequency.npy")
-    files.save_image(folder / "feature_density.png", feature_density(frequency, trained.scores.n_tokens))
+    tokens = files.read_json(folder / "scores.json")["n_tokens"]
+    files.save_image(folder / "feature_density.png", feature_density(frequency, tokens))
 
 
 def splice(
     config: Config,
     model: Model,
-    training: Training,
+    pictures: Sequence[int],
     wanted: Wanted,
     site: Site,
     step: int,
     saes: Sequence[LinearSae],
 ) -> list[SplicedScores | None]:
-    """How much of the model's behaviour each SAE leaves, on held-out pictures."""
-    first = first_held_out(len(wanted.seeds))
-    rows = slice(first, first + training.spliced_pictures)
-    prompts = wanted.prompts[rows]
+    """How much of the model's behaviour each SAE leaves, on some held-out pictures."""
+    prompts = [wanted.prompts[number] for number in pictures]
     if not prompts:
         return [None] * len(saes)
     embedded = model.encode(prompts, wanted.max_sequence_length)
@@ -247,7 +252,7 @@ def splice(
         spliced_scores(
             model,
             [embedded[prompt] for prompt in prompts],
-            wanted.seeds[rows],
+            [wanted.seeds[number] for number in pictures],
             wanted.spec,
             site,
             step,

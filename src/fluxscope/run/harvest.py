@@ -113,7 +113,16 @@ def held_out_batches(store: ActivationStore, batch_size: int) -> list[Tensor]:
     Raises:
         FluxscopeError: there are none, or more than 1% are bad.
     """
-    tokens = store.read(range(first_held_out(store.n_images), store.n_images)).float().flatten(0, 1)
+    return token_batches(store, range(first_held_out(store.n_images), store.n_images), batch_size)
+
+
+def token_batches(store: ActivationStore, images: Sequence[int], batch_size: int) -> list[Tensor]:
+    """The tokens of pictures, those with NaN or infinity left out.
+
+    Raises:
+        FluxscopeError: there are none, or more than 1% are bad.
+    """
+    tokens = store.read(images).float().flatten(0, 1)
     return list(tokens[finite_rows(tokens)].split(batch_size))
 
 

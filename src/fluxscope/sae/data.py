@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -26,6 +27,56 @@ _BLOCK = 8192
 def first_held_out(pictures: int) -> int:
     """The first of the pictures that are kept from training: the last tenth are."""
     return round(pictures * (1 - HELD_OUT_SHARE))
+
+
+@dataclass(frozen=True)
+class Split:
+    """The numbers of pictures by what they are for, ascending.
+
+    Attributes:
+        train: to train on.
+        choose: to choose among checkpoints, and to set a threshold.
+        report: to report scores on.
+        by_prompt: whether pictures of one prompt stay together; false where the prompts are too few.
+    """
+
+    train: list[int]
+    choose: list[int]
+    report: list[int]
+    by_prompt: bool = True
+
+
+def split_by_prompt(prompts: Sequence[str]) -> Split:
+    """Keep a tenth of the pictures to report on, a tenth to choose on; no two parts share a prompt.
+
+    The pictures of the last prompts are kept. Where that would leave less than half for training, the last
+    pictures are kept whatever their prompts are.
+
+    Args:
+        prompts: of each picture.
+    """
+    least = max(1, round(HELD_OUT_SHARE * len(prompts)))
+    by_prompt: dict[str, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        by_prompt.setdefault(prompt, []).append(number)
+    groups = sorted(by_prompt.values(), key=lambda numbers: -numbers[-1])
+    report, rest = _take(groups, least)
+    choose, rest = _take(rest, least)
+    train = sorted(number for numbers in rest for number in numbers)
+    if 2 * len(train) >= len(prompts):
+        return Split(train, choose, report)
+    everything = list(range(len(prompts)))
+    return Split(
+        everything[: -2 * least], everything[-2 * least : -least], everything[-least:], by_prompt=False
+    )
+
+
+def _take(groups: Sequence[list[int]], least: int) -> tuple[list[int], Sequence[list[int]]]:
+    """The first groups that have so many members together, in one list, and the groups that are left."""
+    taken: list[int] = []
+    while len(taken) < least and groups:
+        taken, groups = taken + groups[0], groups[1:]
+    return sorted(taken), groups
 
 
 @runtime_checkable
