@@ -17,7 +17,7 @@ from fluxscope.sae.topk import TopK
 from fluxscope.sae.train import TrainConfig, train
 
 D, F = 16, 48
-WHITENINGS: tuple[Whitening, ...] = ("none", "dimension", "pca")
+WHITENINGS: tuple[Whitening, ...] = ("none", "dimension", "pca", "soft_pca")
 
 
 def uneven(n: int, seed: int) -> Tensor:
@@ -42,9 +42,13 @@ def test_what_is_trained_on_has_mean_zero_and_mean_square_d(whitening: Whitening
         torch.testing.assert_close(y.var(0), torch.ones(D), atol=1e-2, rtol=0)
     if whitening == "pca":
         torch.testing.assert_close(torch.cov(y.T), torch.eye(D), atol=2e-2, rtol=0)
+    if whitening == "soft_pca":
+        before, after = (torch.linalg.eigvalsh(torch.cov(rows.T)) for rows in (x, y))
+        softened = before**0.3  # of the spread, a power of 0.7 is divided away: 0.3 stays
+        torch.testing.assert_close(after, softened * D / softened.sum(), atol=0, rtol=2e-2)
 
 
-@pytest.mark.parametrize("whitening", ["dimension", "pca"])
+@pytest.mark.parametrize("whitening", ["dimension", "pca", "soft_pca"])
 def test_a_dimension_that_never_varies_is_not_blown_up(whitening: Whitening) -> None:
     x = activations(1000, 0)
     x[:, 3] = 7.0
@@ -102,7 +106,7 @@ def test_a_feature_without_a_direction_is_not_folded_into_nan(architecture: str)
     assert (sae.encode(x) > 0).any()
 
 
-@pytest.mark.parametrize("whitening", ["dimension", "pca"])
+@pytest.mark.parametrize("whitening", ["dimension", "pca", "soft_pca"])
 def test_an_sae_trained_on_whitened_activations_reads_raw_ones(tmp_path: Path, whitening: Whitening) -> None:
     quick = TrainConfig(
         TopK(k=4), hidden_dim=64, steps=200, batch_size=256, warmup_steps=20, whitening=whitening

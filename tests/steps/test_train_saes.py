@@ -12,14 +12,19 @@ from PIL import Image
 
 from fluxscope.commands import train_saes
 from fluxscope.commands.sweep_saes import sweep
+from fluxscope.commands.sweep_truth import TruthMaterial
 from fluxscope.commands.train_saes import Training, train
 from fluxscope.commands.training import SweepOptions, TrainOptions, numbers, shapes_captions, wanted_training
 from fluxscope.commands.wandb_log import check_wandb
 from fluxscope.errors import ConfigError, FluxscopeError
 from fluxscope.files import load_npy, read_json, read_jsonl, save_npy
+from fluxscope.measures.detection import best_single_f1
+from fluxscope.models.sites import parse_site
 from fluxscope.progress import Reporter
 from fluxscope.run import harvest as harvesting
 from fluxscope.run.activations import ActivationStore
+from fluxscope.run.context import picture_spec
+from fluxscope.run.truth import codes_of
 from fluxscope.sae.data import split_by_prompt
 from fluxscope.sae.formats import load
 from fluxscope.sae.relu import ReLU
@@ -27,6 +32,7 @@ from fluxscope.sae.table import named
 from fluxscope.sae.topk import TopK
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import make_config
+from fluxscope.shapes.concepts import ATTRIBUTES, TOKENS
 from tests.test_contract import check_json, table
 
 NAN = {("double.15.ff", 1): torch.full((8, 64, 128), torch.nan)}
@@ -332,3 +338,39 @@ def test_what_is_reported_shares_no_prompt_with_what_was_trained_on(trained, mon
     rows = {tuple(row) for row in store.read(split.train).flatten(0, 1).tolist()}
     assert all(tuple(row) in rows for row in read["train"][:50].tolist())
     assert done.scores == real_evaluate(load(done.job.folder / "sae_best.pt")[0], [read["report"]]).scores()
+
+
+def test_a_sweep_held_against_the_truth_scores_every_sae_by_what_its_features_know(
+    trained, tmp_path, model, capsys
+):
+    material = TruthMaterial(tmp_path / "truth", 40)
+    again = training(tmp_path, activations=trained / "activations", spliced_pictures=0)
+    config = make_config(**QUICK)
+    captions = shapes_captions(config, 40)
+    points = sweep(config, model, again, Reporter(quiet=False), captions, material)
+    assert read_json(tmp_path / "sweep.json")["points"] == points
+    said = capsys.readouterr().out
+    truth = material.make(
+        model, [parse_site("double.15.ff")], [1], picture_spec(config), Reporter(quiet=True)
+    )
+    for found in points:
+        sae, _ = load(tmp_path / found["folder"] / "sae_best.pt")
+        codes = codes_of(sae, truth.activations("double.15.ff", 1))
+        expected = best_single_f1(codes, truth.on_tokens(ATTRIBUTES), truth.parts().of_tokens(TOKENS))
+        of_truth = found["truth"]
+        assert of_truth["pictures"] == 40
+        assert of_truth["f1"] == pytest.approx(expected.f1.mean())
+        assert of_truth["by_kind"]["size"] == pytest.approx(expected.f1[16:18].mean())
+        assert of_truth["best"]["shape: circle"] == [int(expected.feature[0]), pytest.approx(expected.f1[0])]
+        assert 0 < of_truth["untrained_f1"] < 1
+        assert f"F1 {of_truth['f1']:.3f}" in said
+    best = max(points, key=lambda found: found["truth"]["f1"])
+    assert f"single features say most in {best['folder']}" in said
+
+
+def test_truth_is_refused_before_any_work_where_there_is_none(tmp_path, model):
+    material = TruthMaterial(tmp_path / "truth", 40)
+    wanted = training(tmp_path, sites=("double.15.context",))
+    with pytest.raises(ConfigError, match="carries text tokens"):
+        sweep(make_config(**QUICK), model, wanted, Reporter(quiet=True), None, material)
+    assert not list(tmp_path.iterdir())

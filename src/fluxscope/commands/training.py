@@ -43,7 +43,9 @@ Rate = Annotated[
     Optional[float],  # noqa: UP045 -- read by typer at run time
     typer.Option("--lr", help="Peak learning rate. [default: follows from the number of features]"),
 ]
-Whiten = Annotated[str, typer.Option("--whitening", help="Whiten the activations: none, dimension or pca.")]
+Whiten = Annotated[
+    str, typer.Option("--whitening", help="Whiten the activations: none, dimension, pca or soft_pca.")
+]
 TrainSteps = Annotated[int, typer.Option("--training-steps", help="Optimiser steps of 2,048 tokens.")]
 TrainPictures = Annotated[int, typer.Option("--pictures", help="Pictures to take activations from.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the weights and the order of the data.")]
@@ -56,6 +58,17 @@ Spliced = Annotated[
 Wandb = Annotated[
     Optional[str],  # noqa: UP045 -- read by typer at run time
     typer.Option("--wandb", help="Log to this Weights & Biases project too (needs fluxscope[wandb])."),
+]
+WithTruth = Annotated[
+    bool,
+    typer.Option("--truth", help="Score what single features know of flux-shapes' pictures."),
+]
+TruthDir = Annotated[
+    Path,
+    typer.Option("--truth-dir", help="Where pictures with truth are kept, as `fluxscope truth` does."),
+]
+TruthPictures = Annotated[
+    int, typer.Option("--truth-pictures", help="How many pictures with truth there are to be.", min=20)
 ]
 Stamp = Annotated[str, typer.Option("--stamp", help="End of the folders' names; the same one goes on.")]
 
@@ -89,13 +102,17 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class SweepOptions(TrainOptions):
-    """The options of `fluxscope sweep`: those of `train`, with several sparsities and less work for each."""
+    """The options of `fluxscope sweep`: those of `train`, with several sparsities and less work for each, and
+    whether to hold the SAEs against the truth."""
 
     layers: Layers = "15"
     training_steps: TrainSteps = 1000
     pictures: TrainPictures = 400
     activations_dir: Activations = Path("sae_sweep/activations")
     saes_dir: Saes = Path("sae_sweep")
+    truth: WithTruth = False
+    truth_dir: TruthDir = Path("sae_sweep/truth")
+    truth_pictures: TruthPictures = 400
 
 
 def with_sparsities(sweeps: bool) -> Callable[[Command], Command]:
@@ -146,11 +163,14 @@ def train_saes(config: Config, options: TrainOptions, quiet: Quiet = False, **gi
 def sweep_saes(config: Config, options: SweepOptions, quiet: Quiet = False, **given: str | None) -> None:
     """Train SAEs of several sparsities (k, or a penalty's weight) in one pass, and draw what they cost."""
     from fluxscope.commands.sweep_saes import sweep
+    from fluxscope.commands.sweep_truth import TruthMaterial
 
     captions = shapes_captions(config, options.pictures)
     report = Reporter(quiet)
     model = opened(config, options, report)
-    sweep(config, model, wanted_training(model.spec.width, config, options, given), report, captions)
+    training = wanted_training(model.spec.width, config, options, given)
+    material = TruthMaterial(options.truth_dir, options.truth_pictures) if options.truth else None
+    sweep(config, model, training, report, captions, material)
 
 
 def opened(config: Config, options: TrainOptions, report: Reporter) -> Model:

@@ -8,7 +8,8 @@ of x:
     W_enc <- W_enc W, b_enc <- b_enc / scale, W_dec <- W^-1 W_dec, b_pre <- mean + W^-1 b_pre / scale
 
 Whitening makes all directions equally large, so that the loss doesn't leave out the small ones:
-"dimension" divides every dimension by its own spread, "pca" every principal component (ZCA: rotated back).
+"dimension" divides every dimension by its own spread, "pca" every principal component (ZCA: rotated back),
+"soft_pca" every principal component by its spread to the power of 0.7, so that large ones stay larger.
 W is scaled so that the mean over random unit directions of |W^-1 direction|^2 is 1.
 """
 
@@ -28,7 +29,9 @@ from fluxscope.errors import FluxscopeError
 if TYPE_CHECKING:
     from fluxscope.sae.base import LinearSae
 
-Whitening = Literal["none", "dimension", "pca"]
+Whitening = Literal["none", "dimension", "pca", "soft_pca"]
+SOFT = 0.7
+"""The power at which features of flux-shapes say most, of five tried: docs/explanation/sites.md."""
 SMALLEST_SPREAD = 1e-4
 """No direction is taken to vary less than this share of the mean variance: noise is not blown up further."""
 
@@ -40,7 +43,7 @@ class Normalisation:
     Args:
         mean: (d).
         scale: a number.
-        whitening: "none", "dimension" or "pca".
+        whitening: as asked for.
         matrix, inverse: W and its inverse; (d) where they are diagonal, None for the identity.
     """
 
@@ -92,21 +95,24 @@ def fit(parts: Iterable[Float[Tensor, "n d"]], whitening: Whitening = "none") ->
     Raises:
         FluxscopeError: all rows are equal.
     """
-    mean, covariance = _moments(parts, full=whitening == "pca")
-    variances = covariance.diagonal() if whitening == "pca" else covariance
+    by_component = whitening in ("pca", "soft_pca")
+    mean, covariance = _moments(parts, full=by_component)
+    variances = covariance.diagonal() if by_component else covariance
     d, spread = len(mean), float(variances.sum())
     if spread <= 1e-12 * (spread + float(mean @ mean)):
         raise FluxscopeError("all activations are equal: there is nothing to learn", "Collect other ones.")
     if whitening == "none":
         return Normalisation(mean.float(), math.sqrt(d / spread))
-    if whitening == "pca":
+    if by_component:
         variances, components = torch.linalg.eigh(covariance)
     kept = variances.clamp_min(SMALLEST_SPREAD * spread / d)
-    # W = size x (covariance)^-1/2. The mean of |W^-1 u|^2 over unit directions u is trace(W^-2) / d.
+    if whitening == "soft_pca":
+        kept = kept**SOFT
+    # W = size x (kept)^-1/2. The mean of |W^-1 u|^2 over unit directions u is trace(W^-2) / d.
     size = kept.mean().sqrt()
     matrix, inverse = size * kept.rsqrt(), kept.sqrt() / size
     scale = math.sqrt(d / float((variances * matrix.square()).sum()))
-    if whitening == "pca":
+    if by_component:
         matrix, inverse = (components * m @ components.T for m in (matrix, inverse))
     return Normalisation(mean.float(), scale, whitening, matrix.float(), inverse.float())
 

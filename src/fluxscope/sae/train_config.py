@@ -29,8 +29,8 @@ class TrainConfig(Checked):
         clip_norm: largest gradient norm.
         dead_after_tokens: a latent silent for so many tokens counts as dead; None: 1% of all tokens, at least
             10 batches, at most 10 million. (Of 3 million tokens, 50,000 left fewer dead than 150,000.)
-        whitening: of the activations: "none", "dimension" (each divided by its spread) or "pca". SAEs that
-            compare features and were whitened have decoder directions without unit norm
+        whitening: of the activations: "none", "dimension" (each divided by its spread), "pca" or "soft_pca".
+            SAEs that compare features and were whitened have decoder directions without unit norm
             (`Normalisation.fold`).
         seed: of the weights and the resampling.
         log_every: steps between two entries of the history.
