@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fluxscope.draw.plots import new_figure, styled
+from fluxscope.draw.plots import COLOURS, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,3 +65,27 @@ def rows_to_draw(concepts: Sequence[str], values: np.ndarray) -> tuple[list[str]
         names.append(f"mean of {len(pairs)} pairs")
         rows.append(values[pairs].mean(0))
     return names, np.stack(rows)
+
+
+@styled
+def scores_and_truth(
+    panels: Mapping[str, tuple[Mapping[str, np.ndarray], np.ndarray, np.ndarray]],
+) -> Figure:
+    """Draw scores of features against what they are worth, one dot a feature.
+
+    Args:
+        panels: for each site the scores by name (NaN: none), the features' F1, and which of them are true.
+    """
+    names = list(next(iter(panels.values()))[0])
+    figure, axes = new_figure(2.6 * len(names), 2.7 * len(panels), len(panels), len(names))
+    for row, (site, (scores, f1, true)) in zip(np.atleast_2d(axes), panels.items(), strict=True):
+        for ax, name in zip(row, names, strict=True):
+            for some, colour, label in ((~true, COLOURS[5], "others"), (true, COLOURS[1], "true features")):
+                ax.plot(scores[name][some], f1[some], ".", ms=3, alpha=0.6, color=colour, label=label)
+            ax.set_xlabel(name, fontsize=9)
+            ax.set_ylim(0, 1)
+        row[0].set_ylabel(f"{site}\nF1 on tokens", fontsize=9)
+    handles = axes.flat[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper right", ncols=2, markerscale=4)
+    figure.suptitle("Which cheap score tells the truth?", x=0.012, ha="left", fontsize=13, fontweight="bold")
+    return figure
