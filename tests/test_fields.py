@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxscope.errors import ConfigError
-from fluxscope.fields import Checked, brief, setting, to_number, to_numbers
+from fluxscope.fields import Checked, brief, setting, to_number, to_numbers, to_option, to_range
 
 
 @given(st.integers(-(10**17), 10**17))
@@ -62,6 +62,40 @@ def test_lists_of_options_are_checked_as_settings_are():
     for text, message in (("", "empty"), ("16,x", "cannot be"), ("0", "at least 1"), ("16,inf", "cannot be")):
         with pytest.raises(ConfigError, match=f"--k.*{message}"):
             to_numbers("--k", text, int, low=1)
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**9))
+def test_ranges_are_read_as_they_are_written(first, length):
+    assert to_range(f"{first}-{first + length}") == range(first, first + length + 1)
+    assert to_range(f" {first} ") == range(first, first + 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-", "1-", "-1", "5-3", "1-2-3", "²", "1-²", "x", "1.5", "9" * 30, "0-inf"]
+)
+def test_what_is_no_range_is_refused(text):
+    with pytest.raises(ValueError, match=r"."):
+        to_range(text)
+
+
+@given(st.text())
+def test_any_text_is_a_range_or_refused(text):
+    try:
+        found = to_range(text)
+    except ValueError as error:
+        found, said = range(1), str(error)
+    else:
+        said = ""
+    assert len(found) > 0 and said.isprintable()
+
+
+def test_an_option_is_checked_as_a_setting_is():
+    assert to_option("--seed", 7, int, low=0) == 7
+    for value in (-1, 1.5, True, "7", 10**30):
+        with pytest.raises(ConfigError, match="--seed"):
+            to_option("--seed", value, int, low=0)
+    with pytest.raises(ConfigError, match="--prompt cannot be"):
+        to_option("--prompt", "a\0b", str)
 
 
 def test_a_subclass_changes_defaults_and_not_bounds():

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from fluxscope.errors import ConfigError
 
 Number = TypeVar("Number", int, float)
+Option = TypeVar("Option", int, float, str)
 
 LARGEST_WHOLE, LARGEST_REAL = 2**31 - 1, 1e9
 """Bounds of every number that has no narrower ones of its own, both ways."""
@@ -62,7 +63,7 @@ class Declared:
     """A setting as the package declares it.
 
     Attributes:
-        kind: int, float, bool, str, tuple or dict.
+        kind: int, float, bool, str, Path, tuple or dict.
         item: the type of a tuple's items or a dict's values; None of another setting.
     """
 
@@ -94,7 +95,8 @@ def declared(kind: type) -> dict[str, Declared]:
 
 
 def _declared(each: dataclasses.Field[Any], hint: Any) -> Declared:
-    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # an option may say Optional[int]
+    parts = typing.get_args(hint) if union else (hint,)
     inner = next(part for part in parts if part is not type(None))
     if typing.get_origin(inner) is typing.Literal:
         inner = type(typing.get_args(inner)[0])
@@ -114,6 +116,9 @@ def checked(each: Declared, value: Any) -> Any:
         return None
     if issubclass(each.kind, Checked) and isinstance(value, each.kind):
         return value  # its own settings were checked when it was made
+    if each.kind is Path and isinstance(value, Path):
+        _check_text(each.name, str(value))
+        return value
     if isinstance(value, Path):
         value = str(value)
     if each.kind is tuple:
@@ -159,6 +164,20 @@ def to_number(value: object, kind: type[Number]) -> Number:
     return number
 
 
+def to_range(text: str) -> range:
+    """The whole numbers of "3", or of "0-5", both ends included.
+
+    Raises:
+        ValueError: it is neither, or ends before it begins.
+    """
+    first, dash, last = text.partition("-")
+    begin = to_number(first, int)
+    end = to_number(last, int) if dash else begin
+    if end < begin:
+        raise ValueError(f"{brief(text)} ends before it begins")
+    return range(begin, end + 1)
+
+
 def to_numbers(name: str, text: str, kind: type[Number], **bounds: Any) -> tuple[Number, ...]:
     """The numbers of a list such as "16,32", checked as a setting of that name and those bounds would be.
 
@@ -168,6 +187,16 @@ def to_numbers(name: str, text: str, kind: type[Number], **bounds: Any) -> tuple
     found: tuple[Number, ...] = checked(
         Declared(name, tuple, False, kind, (), {"least": 1, "help": "", **bounds}), text
     )
+    return found
+
+
+def to_option(name: str, value: Any, kind: type[Option], **bounds: Any) -> Option:
+    """The value of an option that is no setting, checked as a setting of that name and those bounds would be.
+
+    Raises:
+        ConfigError: it is of another type, or out of bounds.
+    """
+    found: Option = checked(Declared(name, kind, False, None, None, {"help": "", **bounds}), value)
     return found
 
 

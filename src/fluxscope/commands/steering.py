@@ -11,9 +11,12 @@ import typer
 
 from fluxscope.commands.flags import Force, Quiet
 from fluxscope.errors import ConfigError
+from fluxscope.fields import brief, to_numbers, to_option
 from fluxscope.progress import Reporter
 from fluxscope.run.lock import lock_run
 from fluxscope.settings.config import Config
+from fluxscope.settings.pictures import LARGEST_SEED, LARGEST_SIDE
+from fluxscope.settings.steering import STRONGEST
 from fluxscope.steps.table import STEPS
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ Clamp = Annotated[str, typer.Option("--clamp", help="Or set the code to a value.
 Prompt = Annotated[str, typer.Option("--prompt", help="The picture's prompt.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="The picture's seed (42 unless said).")]
 DEFAULT_SEED = 42
+STRONG = {"low": -STRONGEST, "high": STRONGEST}
 Region = Annotated[str, typer.Option("--region", help="Steer only here: x0,y0,x1,y1 in pixels.")]
 SelfCheck = Annotated[
     bool, typer.Option("--self-check", help="Show that steering works on this model, SAE and site.")
@@ -67,7 +71,7 @@ def steer(
     if self_check:
         from fluxscope.commands.self_check import self_check as check
 
-        if not check(config, prompt, DEFAULT_SEED if seed is None else seed, report):
+        if not check(config, to_option("--prompt", prompt, str), seed_of(seed), report):
             raise typer.Exit(1)
     elif feature:
         from fluxscope.commands.steer_once import steer_once
@@ -97,7 +101,7 @@ def steer_bench(
     from fluxscope.commands.steer_once import steer_bench as bench
 
     request = request_of(feature, "1", "", "", prompt, seed, "")
-    values = numbers("--strengths", strengths)
+    values = to_numbers("--strengths", strengths, float, **STRONG)
     wanted = tuple(part.strip() for part in (ranges or denoise_ranges).split(","))
     report = Reporter(quiet)
     with lock_run(config, report):
@@ -132,29 +136,24 @@ def request_of(
     if not prompt:
         raise ConfigError("no prompt is given", 'Add --prompt "...".')
     kind, amounts = given.popitem()
-    box = None
-    if region:
-        sides = tuple(int(side) for side in numbers("--region", region))
-        if len(sides) != 4:
-            raise ConfigError(f"--region cannot be {region!r}", "Give x0,y0,x1,y1 in pixels.")
-        box = (sides[0], sides[1], sides[2], sides[3])
-    features = tuple(int(number) for number in numbers("--feature", feature, whole=True))
     return Request(
-        features,
+        to_numbers("--feature", feature, int, low=0),
         kind,
-        numbers(f"--{kind}".replace("add", "strength"), amounts),
-        prompt,
-        DEFAULT_SEED if seed is None else seed,
-        box,
+        to_numbers(f"--{kind}".replace("add", "strength"), amounts, float, **STRONG),
+        to_option("--prompt", prompt, str),
+        seed_of(seed),
+        box_of(region) if region else None,
     )
 
 
-def numbers(option: str, text: str, whole: bool = False) -> tuple[float, ...]:
-    """The numbers of a list with commas."""
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or (whole and any(number != int(number) for number in found)):
-        raise ConfigError(f"{option} cannot be {text!r}", "Give a number, or several with commas between.")
-    return found
+def seed_of(seed: int | None) -> int:
+    """The seed of one picture."""
+    return to_option("--seed", DEFAULT_SEED if seed is None else seed, int, low=0, high=LARGEST_SEED)
+
+
+def box_of(region: str) -> tuple[int, int, int, int]:
+    """The sides of a region in pixels."""
+    sides = to_numbers("--region", region, int, low=0, high=LARGEST_SIDE)
+    if len(sides) != 4:
+        raise ConfigError(f"--region cannot be {brief(region)}", "Give x0,y0,x1,y1 in pixels.")
+    return sides[0], sides[1], sides[2], sides[3]

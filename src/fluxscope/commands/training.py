@@ -13,10 +13,11 @@ import typer
 from fluxscope.commands.flags import Quiet
 from fluxscope.embedded import FLUX_SHAPES, TEST_PROMPTS
 from fluxscope.errors import ConfigError
-from fluxscope.fields import Number, to_numbers
+from fluxscope.fields import Checked, Number, setting, to_numbers
 from fluxscope.progress import Reporter
 from fluxscope.sae.table import ARCHITECTURES, Entry, Sparsity, named, sparsities
 from fluxscope.settings.config import Config
+from fluxscope.settings.pictures import LARGEST_SEED
 
 if TYPE_CHECKING:
     from fluxscope.commands.train_saes import Training
@@ -80,24 +81,28 @@ SETTINGS = (
 """What training depends on beside its own options."""
 
 
+MOST_STEPS, MOST_PICTURES, LARGEST_EXPANSION = 10**8, 10**7, 4096
+STAMP = (r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", "letters, digits, dots and dashes")
+
+
 @dataclass(frozen=True)
-class TrainOptions:
-    """The options of `fluxscope train`; each is a flag."""
+class TrainOptions(Checked):
+    """The options of `fluxscope train`; each is a flag, and checked as a setting is."""
 
     layers: Layers = "5,15"
     sites: Sites = ""
     architecture: Architecture = ARCHITECTURES[0].name
-    expansion: Expansion = None
-    lr: Rate = None
-    whitening: Whiten = "none"
-    training_steps: TrainSteps = 4000
-    pictures: TrainPictures = 2000
-    seed: Seed = 0
+    expansion: Expansion = setting(None, "Give a whole number.", low=1, high=LARGEST_EXPANSION)
+    lr: Rate = setting(None, "Leave it out for the usual one.", above=0.0, high=1000.0)
+    whitening: Whiten = setting("none", "", choices=("none", "dimension", "pca"))
+    training_steps: TrainSteps = setting(4000, "Give a whole number.", low=1, high=MOST_STEPS)
+    pictures: TrainPictures = setting(2000, "Give a whole number.", low=1, high=MOST_PICTURES)
+    seed: Seed = setting(0, "Give a whole number.", low=0, high=LARGEST_SEED)
     activations_dir: Activations = Path("sae_activations")
     saes_dir: Saes = Path()
-    stamp: Stamp = "1"
-    spliced_pictures: Spliced = 16
-    wandb: Wandb = None
+    stamp: Stamp = setting("1", "", form=STAMP)
+    spliced_pictures: Spliced = setting(16, "0 for none.", low=0, high=MOST_PICTURES)
+    wandb: Wandb = setting(None, "Give the project's name.", least=1)
 
 
 @dataclass(frozen=True)
@@ -203,7 +208,7 @@ def wanted_training(
         expansion * width,
         steps=options.training_steps,
         lr=options.lr,
-        whitening=cast("Whitening", options.whitening),  # TrainConfig refuses what is none
+        whitening=cast("Whitening", options.whitening),  # one of its choices
         seed=options.seed,
     )
     return Training(

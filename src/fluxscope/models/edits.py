@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 from fluxscope.errors import ConfigError
+from fluxscope.fields import brief, to_range
 from fluxscope.models.hooks import Hook
 from fluxscope.models.sites import Site
 from fluxscope.sae import LinearSae, SparseCodes, encode_sparse
@@ -111,11 +112,13 @@ def parse_denoise_steps(text: str, n_steps: int) -> range:
     """
     if text.strip() == "all":
         return range(n_steps)
-    first, dash, last = text.replace(" ", "").partition("-")
-    if not first.isdigit() or (dash and not last.isdigit()):
-        raise ConfigError(f"steps cannot be {text!r}", "Give a range such as 0-5, counted from 0, or all.")
-    steps = range(int(first), int(last if dash else first) + 1)
-    if not steps or steps[-1] >= n_steps:
+    try:
+        steps = to_range(text)
+    except ValueError:
+        raise ConfigError(
+            f"steps cannot be {brief(text)}", "Give a range such as 0-5, counted from 0, or all."
+        ) from None
+    if not 0 <= steps[0] <= steps[-1] < n_steps:
         raise ConfigError(
             f"steps {text} are not among the run's {n_steps} steps", f"Choose within 0-{n_steps - 1}."
         )

@@ -35,7 +35,7 @@ def block_of(site: str) -> int:
 class Saes(Checked):
     """The SAEs, and where they listen."""
 
-    saes: dict[str, str] | None = setting(  # noqa: RUF009 -- its default is None
+    saes: dict[str, str] | None = setting(
         None,
         "SAEs by site, such as double.7.attn=path/to/sae_best.pt, or =bundled for the model's own; the first "
         "is the one that the run is about. None: those of blocks 5 and 15.",

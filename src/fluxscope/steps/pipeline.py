@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 from fluxscope.errors import ConfigError, FluxscopeError, MissingInputError
+from fluxscope.fields import brief, to_range
 from fluxscope.progress import Reporter
 from fluxscope.run.context import Context
 from fluxscope.run.lock import lock_run
@@ -24,16 +25,15 @@ def parse_pipeline_steps(text: str) -> tuple[Step, ...]:
     Raises:
         ConfigError: it is no such list, or names a step that there is not.
     """
-    numbers: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise ConfigError(f"--steps cannot be {text!r}", "Give numbers, such as 1,2,3 or 1-4.")
-        numbers.update(range(int(first), int(last if dash else first) + 1))
-    unknown = sorted(numbers - {step.number for step in STEPS})
-    if unknown or not numbers:
+    try:
+        ranges = [to_range(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--steps cannot be {brief(text)}", "Give numbers, such as 1,2,3 or 1-4.") from None
+    known = {step.number for step in STEPS}
+    unknown = sorted({end for wanted in ranges for end in (wanted[0], wanted[-1])} - known)
+    if unknown:
         raise ConfigError(f"there is no step {', '.join(map(str, unknown))}", f"Steps are 1 to {len(STEPS)}.")
-    return tuple(step for step in STEPS if step.number in numbers)
+    return tuple(step for step in STEPS if any(step.number in wanted for wanted in ranges))
 
 
 def run_pipeline(
