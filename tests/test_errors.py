@@ -1,11 +1,14 @@
 """What is printed: text from files cannot steer the terminal."""
 
+import json
+
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from fluxscope.commands.main import build_app
 from fluxscope.errors import LONGEST_LINE, FluxscopeError, clean
+from fluxscope.files import write_json
 from fluxscope.progress import Reporter
 from fluxscope.sae.formats import load, save
 from fluxscope.settings.config import make_config
@@ -66,6 +69,78 @@ def test_a_prompt_cannot_reach_the_terminal(tmp_path):
     )
     assert "1 pictures" in shown or "pictures" in shown
     assert harmless(shown)
+
+
+def hostile_prompt(tmp_path, evil):
+    (tmp_path / "prompts.txt").write_text(f"{evil}\n", encoding="utf-8")
+    flags = (
+        "--num-inference-steps",
+        1,
+        "--target-step-number",
+        1,
+        "--no-compare-layers",
+        "--reps-per-prompt",
+        1,
+    )
+    return ("collect", "--prompts-path", tmp_path / "prompts.txt", "--out-dir", tmp_path / "run", *flags)
+
+
+def hostile_toml_key(tmp_path, evil):
+    (tmp_path / "settings.toml").write_text(f"{json.dumps(evil)} = 1\n", encoding="utf-8")
+    return ("run", "--config", tmp_path / "settings.toml")
+
+
+def hostile_toml_value(tmp_path, evil):
+    (tmp_path / "settings.toml").write_text(f"strength_unit = {json.dumps(evil)}\n", encoding="utf-8")
+    return ("run", "--config", tmp_path / "settings.toml")
+
+
+def hostile_json_value(tmp_path, evil):
+    write_json(
+        tmp_path / "run" / "run_log.json", {"layer_index": evil, "identity": {"model_id": "flux-shapes"}}
+    )
+    return ("analyze", "--out-dir", tmp_path / "run")
+
+
+def hostile_recorded_setting(tmp_path, evil):
+    identity = {"model_id": "flux-shapes", "dtype": evil}
+    write_json(tmp_path / "run" / "run_log.json", {"layer_index": 15, "identity": identity})
+    return ("analyze", "--out-dir", tmp_path / "run")
+
+
+def hostile_file_name(tmp_path, evil):
+    name = "".join(letter for letter in evil if letter not in "/\0")[:60]
+    return ("sae-info", tmp_path / name)
+
+
+def hostile_checkpoint(tmp_path, evil):
+    sae, info = load(make_config().sae_ckpt_path)
+    path = save(tmp_path / "sae_best.pt", sae, info.config)
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["config"] |= {"site": evil, evil: 1}
+    torch.save(checkpoint, path)
+    return ("sae-info", path)
+
+
+def hostile_architecture(tmp_path, evil):
+    path = hostile_checkpoint(tmp_path, "x")[1]
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["config"] |= {"architecture": evil}
+    torch.save(checkpoint, path)
+    return ("sae-info", path)
+
+
+SOURCES = [hostile_prompt, hostile_toml_key, hostile_toml_value, hostile_json_value, hostile_recorded_setting]
+SOURCES += [hostile_file_name, hostile_checkpoint, hostile_architecture]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__)
+@pytest.mark.parametrize("evil", [*HOSTILE[:7], "evil" * 500], ids=range(8))
+def test_text_of_files_reaches_the_terminal_cleaned_and_short(tmp_path, source, evil):
+    shown = fluxscope(*source(tmp_path, evil))
+    assert harmless(shown)
+    assert "evil" * 51 not in shown
+    assert "Traceback" not in shown and shown.strip()
 
 
 def test_a_checkpoints_config_cannot_reach_the_terminal(tmp_path):

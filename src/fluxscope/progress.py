@@ -8,12 +8,28 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fluxscope.errors import LONGEST_LINE, clean
+from fluxscope.errors import LONGEST_LINE, LONGEST_TEXT, clean
+
+
+def tell(text: str, error: bool = False) -> None:
+    """Print one line: the one place where text reaches the terminal.
+
+    Whatever it quotes of files, the line is cleaned of what a terminal would obey, and cut.
+    """
+    print(clean(text, LONGEST_LINE), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def tell_table(rows: Sequence[tuple[str, str]], indent: str = "", longest: int = LONGEST_TEXT) -> None:
+    """Print labels and values in two columns, each cleaned and cut on its own."""
+    shown = [(clean(label), clean(value, longest)) for label, value in rows]
+    width = max((len(label) for label, _ in shown), default=0)
+    for label, value in shown:
+        tell(f"{indent}{label:<{width}}  {value}")
 
 
 class Advance(Protocol):
@@ -37,7 +53,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """One line for the user, cleaned of what a file might have put into it."""
         if not self.quiet:
-            print(clean(text, LONGEST_LINE), flush=True)
+            tell(text)
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
@@ -60,7 +76,7 @@ def _bar(what: str, total: int, unit: str, done: int) -> Iterator[Advance]:
     from rich import progress as rich
 
     columns = (
-        rich.TextColumn("{task.description}"),
+        rich.TextColumn("{task.description}", markup=False),
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
         rich.TextColumn("{task.fields[rate]}"),
@@ -68,7 +84,7 @@ def _bar(what: str, total: int, unit: str, done: int) -> Iterator[Advance]:
     )
     start = time.monotonic()
     with rich.Progress(*columns) as bar:
-        task = bar.add_task(what, total=total, completed=done, rate="")
+        task = bar.add_task(clean(what), total=total, completed=done, rate="")
         fresh = 0
 
         def advance(items: int = 1) -> None:
@@ -103,9 +119,7 @@ class _Lines:
         rate = self.fresh / max(now - self.started, 1e-9)
         left = (self.total - self.done - self.fresh) / max(rate, 1e-9)
         tail = "" if finished else f", {left:.0f} s left"
-        print(
-            f"{self.what}: {self.done + self.fresh}/{self.total}, {rate:.3g} {self.unit}/s{tail}", flush=True
-        )
+        tell(f"{self.what}: {self.done + self.fresh}/{self.total}, {rate:.3g} {self.unit}/s{tail}")
 
 
 def quiet_imports() -> None:

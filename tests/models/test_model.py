@@ -1,3 +1,5 @@
+from string import ascii_lowercase
+
 import pytest
 import torch
 
@@ -50,6 +52,9 @@ def test_unknown_words_are_listed_once_with_the_known_ones(model):
     assert len(warnings) == 1
     assert warnings[0].startswith("words the model does not know: elephant. It knows: ")
     assert "circle" in warnings[0]
+    many = model.encode([f"a {'zq' * 500} and " + " ".join(f"zq{letter}" for letter in ascii_lowercase)])
+    listed = [warning for warning in many.warnings if warning.startswith("words the model does not know: ")]
+    assert f"know: {'zq' * 18}z..., zqa, zqb" in listed[0] and "zqs and 7 more. It knows: " in listed[0]
 
 
 @pytest.mark.parametrize("prompt", ["", "a red circle " * 200, "🙂 ♥", "\t"])

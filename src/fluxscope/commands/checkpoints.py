@@ -8,8 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from fluxscope.commands.flags import Quiet, clear_errors
-from fluxscope.errors import clean
-from fluxscope.progress import Reporter
+from fluxscope.progress import Reporter, tell_table
 
 Checkpoint = Annotated[Path, typer.Argument(help="An SAE checkpoint, or the folder of one.")]
 Target = Annotated[Path, typer.Argument(help="Where the converted SAE goes: a file or a folder.")]
@@ -40,11 +39,7 @@ def sae_info(
     from fluxscope.sae.formats import Stated, describe
 
     with clear_errors():
-        lines = describe(file, stated=Stated(architecture, k, raw))
-        rows = [(clean(label), clean(value)) for label, value in lines]
-        width = max(len(label) for label, _ in rows)
-        for label, value in rows:
-            print(f"{label:<{width}}  {value}")
+        tell_table(describe(file, stated=Stated(architecture, k, raw)))
 
 
 def convert(
@@ -65,7 +60,7 @@ def convert(
         written = save(target, sae, info.config, to)
         report = Reporter(quiet)
         for caution in info.doubts:
-            report.say(f"warning: {clean(caution)}")
+            report.say(f"warning: {caution}")
         report.say(
             f"{info.format} -> {to}: {info.architecture}, {info.input_dim} -> {info.hidden_dim}, {written}"
         )

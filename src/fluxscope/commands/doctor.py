@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 
 from fluxscope.embedded import VERSION, resolve
-from fluxscope.errors import LONGEST_LINE, FluxscopeError, clean
+from fluxscope.errors import FluxscopeError
 from fluxscope.models.families.family import check_weights
 from fluxscope.models.model import open_model
 from fluxscope.models.placement import pick_device, pick_dtype
 from fluxscope.models.spec import ModelSpec
+from fluxscope.progress import tell
 from fluxscope.run.context import picture_spec
 from fluxscope.run.jobs import plan_jobs
 from fluxscope.run.rundir import RunDir
@@ -61,13 +62,13 @@ def examine(config: Config) -> bool:
     findings = [finding for rows in sections.values() for finding in rows]
     width = max(len(finding.what) for finding in findings)
     for title, rows in sections.items():
-        print(title)
+        tell(title)
         for row in rows:
-            print(f"  {row.what:<{width}}  {clean(row.found, LONGEST_LINE)}")
+            tell(f"  {row.what:<{width}}  {row.found}")
     missing = [finding for finding in findings if finding.mend]
-    print("Missing" if missing else "Nothing is missing.")
+    tell("Missing" if missing else "Nothing is missing.")
     for finding in missing:
-        print(f"  {finding.what}: {clean(finding.mend, LONGEST_LINE)}")
+        tell(f"  {finding.what}: {finding.mend}")
     return not missing
 
 

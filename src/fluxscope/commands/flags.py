@@ -7,7 +7,6 @@ catches FluxscopeError and prints it: one line of what, one line of what to do.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -18,6 +17,7 @@ import typer
 
 from fluxscope.errors import FluxscopeError
 from fluxscope.files import explain_os_error
+from fluxscope.progress import tell
 from fluxscope.settings.config import Config, make_config, settings_table
 from fluxscope.settings.load import load_config
 
@@ -126,7 +126,7 @@ def _old_flag(name: str) -> inspect.Parameter:
 def _hear_old_flag(name: str, value: str | None, chosen: dict[str, Any]) -> None:
     """Take a setting from its old flag, unless the new one is given too, and say what it is called now."""
     if value is not None:
-        print(f"note: {OLD_NAMES[name]} is now {SHORT_NAMES[name]}", file=sys.stderr)
+        tell(f"note: {OLD_NAMES[name]} is now {SHORT_NAMES[name]}", error=True)
         if chosen[name] is None:
             chosen[name] = value
 
@@ -148,6 +148,6 @@ def clear_errors() -> Iterator[None]:
 
 
 def _complain(error: FluxscopeError) -> None:
-    print(f"error: {error.message}", file=sys.stderr)
+    tell(f"error: {error.message}", error=True)
     if error.hint:
-        print(f"  {error.hint}", file=sys.stderr)
+        tell(f"  {error.hint}", error=True)

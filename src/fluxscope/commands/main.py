@@ -13,7 +13,7 @@ import typer
 from fluxscope.commands import benchmarks, checkpoints, pipeline, reports, steering, training
 from fluxscope.commands.flags import clear_errors, with_settings
 from fluxscope.embedded import VERSION
-from fluxscope.progress import quiet_imports
+from fluxscope.progress import quiet_imports, tell
 from fluxscope.settings.config import Config, settings_table
 from fluxscope.settings.load import config_class
 from fluxscope.steps.table import STEPS
@@ -35,7 +35,7 @@ def build_app() -> typer.Typer:
     ) -> None:
         """Look inside FLUX image models with sparse autoencoders."""
         if version:
-            print(f"fluxscope {VERSION}")
+            tell(f"fluxscope {VERSION}")
             raise typer.Exit
 
     for name, command in commands(None).items():

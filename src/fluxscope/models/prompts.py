@@ -26,6 +26,8 @@ from fluxscope.progress import quiet_libraries
 
 PROMPTS_AT_A_TIME = 16
 SMALL_VOCABULARY = 500
+MOST_WORDS = 20
+"""Unknown words that a warning lists."""
 
 
 class PromptStore:
@@ -221,7 +223,9 @@ def _unknown_words(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     ]
     if unk is None or not unknown:
         return []
-    warning = f"words the model does not know: {', '.join(unknown)}"
+    warning = f"words the model does not know: {', '.join(clean(word, 40) for word in unknown[:MOST_WORDS])}"
+    if len(unknown) > MOST_WORDS:
+        warning += f" and {len(unknown) - MOST_WORDS} more"
     vocabulary = tokenizer.get_vocab()
     if len(vocabulary) < SMALL_VOCABULARY:
         known = sorted(word for piece in vocabulary if (word := piece.strip("▁")).isalpha())

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fluxscope.errors import CheckpointError
+from fluxscope.errors import CheckpointError, clean
 
 MOST_VALUES = 100_000
 """Values of a config that are kept; nested lists that share their parts may stand for far more."""
@@ -21,9 +21,9 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 4, 200, 200
 
 
 def shown(value: Any) -> str:
-    """A value in few words, however long or deep it is."""
+    """A value in few words fit for a terminal, however long or deep it is."""
     try:
-        return value if isinstance(value, str) else _SHORT.repr(value)
+        return clean(value if isinstance(value, str) else _SHORT.repr(value))
     except (ValueError, RecursionError):  # an integer of thousands of digits
         return "a value too long to show"
 
@@ -43,7 +43,10 @@ def plain_config(stored: Any, source: object) -> dict[str, Any]:
         if budget[0] < 0 or depth > DEEPEST:
             raise CheckpointError(f"the config in {source} is too large", "It is not an SAE's checkpoint.")
         if isinstance(value, Mapping):
-            return {shown(name): plain(each, depth + 1) for name, each in value.items()}
+            return {
+                name if isinstance(name, str) else shown(name): plain(each, depth + 1)
+                for name, each in value.items()
+            }
         if isinstance(value, list | tuple | set):
             return [plain(each, depth + 1) for each in value]
         value = _plain(value)
