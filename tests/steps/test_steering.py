@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fluxscope.commands.main import build_app
-from fluxscope.embedded import DONOR_SCORES
+from fluxscope.embedded import DONOR_SCORES, shipped_sae
 from fluxscope.errors import ConfigError, MissingInputError, RecordError
 from fluxscope.files import load_npy, read_json, write_json
 from fluxscope.measures.clip import open_picture
@@ -458,6 +458,32 @@ def test_another_request_leaves_earlier_pictures_in_place(tmp_path):
         assert len(found) == 3 * number, other
         assert kept.items() <= found.items()
         kept = found
+
+
+def test_an_sae_trained_anew_under_the_same_path_leaves_earlier_pictures_in_place(tmp_path):
+    """What counts is what the SAE's file holds, and not where it lies."""
+    path, folder = tmp_path / "sae.pt", tmp_path / "run" / "steering" / "once"
+    sae, info = load(shipped_sae(15))
+    save(path, sae, info.config)
+    shutil.copy(path, tmp_path / "moved.pt")
+    flags = ["--num-inference-steps", "2", "--target-step-number", "1", "--denoise-steps", "0", "--quiet"]
+    flags += ["--feature", "3", "--strength", "-300", "--prompt", "a large red circle", "--seed", "3"]
+
+    def steered_with(where):
+        options = ["--layer15-sae-path", str(where), "--out-dir", str(tmp_path / "run")]
+        result = fluxscope("steer", *flags, *options)
+        assert result.exit_code == 0, result.output
+        return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    first = steered_with(path)
+    assert steered_with(tmp_path / "moved.pt") == first
+    sae.decoder.weight.data[:, 3] *= -1
+    save(path, sae, info.config)
+    both = steered_with(path)
+    assert len(both) == 2 * len(first) == 6
+    assert first.items() <= both.items()
+    pictures = {name: data for name, data in both.items() if name.endswith("_steered.png")}
+    assert len(set(pictures.values())) == 2
 
 
 def test_the_self_check_finds_the_wiring_sound(tmp_path):

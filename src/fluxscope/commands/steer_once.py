@@ -25,7 +25,7 @@ from fluxscope.models.steering import Steered, Steerer
 from fluxscope.progress import Reporter
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import open_model_of
-from fluxscope.run.inputs import HOW
+from fluxscope.run.inputs import values_of
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.steering import (
     heat_over,
@@ -37,7 +37,7 @@ from fluxscope.run.steering import (
     unit_of,
     when_and_where,
 )
-from fluxscope.run.step_log import as_json
+from fluxscope.run.step_log import StepLog, as_json
 from fluxscope.sae import encode_sparse
 from fluxscope.settings.config import Config
 from fluxscope.settings.steering import STEERED
@@ -126,13 +126,14 @@ def where(request: Request) -> list[str]:
 def file_name(config: Config, request: Request, *words: str, also: Any = None) -> str:
     """A name that tells one request from another, so that a second try leaves the first in place.
 
-    Its last word stands for the whole request and every setting that a steered picture depends on.
+    Its last word stands for the whole request, every setting that a steered picture depends on, and the SAE's
+    contents: one that was trained anew under the same path makes other pictures.
 
     Args:
         also: what else tells it from others.
     """
     key = {"words": words, "also": also, "site": config.site, **dataclasses.asdict(request)}
-    key |= {name: getattr(config, name) for name in STEERED if name not in HOW}
+    key |= values_of(config, STEERED, [config.site], StepLog.open(RunDir.of(config).step_log))
     short = hashlib.sha256(json.dumps(as_json(key), sort_keys=True).encode()).hexdigest()[:8]
     return "_".join((*words, short)).replace(", ", "_").replace(" ", "_")
 
