@@ -75,7 +75,11 @@ class RecordError(RunDirError):
     """A JSON file of the run holds something else than its records."""
 
 
-class OutOfMemory(FluxscopeError):
+class MachineError(FluxscopeError):
+    """The machine is at fault: a full disk, lost rights, no memory. What is finished is kept."""
+
+
+class OutOfMemory(MachineError):
     """Memory ran out; what is finished is kept.
 
     Args:

@@ -6,7 +6,6 @@ one finds the old file or the new one. JSON is strict: NaN and Infinity are refu
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -21,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from fluxscope.errors import CheckpointError, FluxscopeError, damaged_checkpoint
+from fluxscope.machine import machine_fault, sync_folder
 from fluxscope.pickles import check_torch_file, more_than_tensors
 
 if TYPE_CHECKING:
@@ -40,9 +40,15 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         temporary.replace(path)
         note_written(path)
+        sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise explain_os_error(error, path) from error
+    except RuntimeError as error:  # torch.save hides the disk's error behind one of its own
+        temporary.unlink(missing_ok=True)
+        if fault := machine_fault(error, path):
+            raise fault from error
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -70,14 +76,7 @@ def note_written(path: Path | str) -> None:
 
 def explain_os_error(error: OSError, path: Path | str) -> FluxscopeError | OSError:
     """The clear form of an error that a disk or its rights cause; other errors come back as they are."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return FluxscopeError(
-            f"no space left on the disk while writing {path}",
-            "Free some space and run the same command again: finished work is kept.",
-        )
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return FluxscopeError(f"no right to write {path}", "Choose another folder with --out-dir.")
-    return error
+    return machine_fault(error, path) or error
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -136,7 +135,8 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError:
         raise FluxscopeError(f"{path} is not there", "Run the step that makes it.") from None
     except OSError as error:
-        raise FluxscopeError(f"{path} cannot be read ({error.strerror})", "See to its rights.") from None
+        told = FluxscopeError(f"{path} cannot be read ({error.strerror})", "See to its rights.")
+        raise machine_fault(error, path, "read") or told from None
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, thousands of digits or brackets
         raise FluxscopeError(f"{path} is not valid JSON ({error})", "Delete it and make it again.") from None
 
@@ -199,7 +199,8 @@ def load_npy(path: Path | str, mmap: bool = False) -> np.ndarray:
     except FileNotFoundError:
         raise FluxscopeError(f"{path} is not there", "Run the step that makes it.") from None
     except (ValueError, EOFError, OSError) as error:
-        raise FluxscopeError(f"{path} cannot be read ({error})", "Delete it and make it again.") from None
+        told = FluxscopeError(f"{path} cannot be read ({error})", "Delete it and make it again.")
+        raise machine_fault(error, path, "read") or told from None
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -249,7 +250,8 @@ def read_torch_checkpoint(path: Path | str, skip_line: bool = False) -> dict[str
             check_torch_file(source, path)
             checkpoint = _load_torch(source, path)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror})", "See to its rights.") from error
+        told = CheckpointError(f"{path} cannot be read ({error.strerror})", "See to its rights.")
+        raise machine_fault(error, path, "read") or told from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path} holds no dictionary", "It is not a checkpoint of an SAE.")
     return checkpoint
@@ -267,4 +269,4 @@ def _load_torch(source: IO[bytes], path: Path) -> Any:
             raise more_than_tensors(path) from None
         raise damaged_checkpoint(path) from None
     except Exception as error:  # there is no list of what a malformed file may raise
-        raise damaged_checkpoint(path) from error
+        raise machine_fault(error, path, "read") or damaged_checkpoint(path) from error

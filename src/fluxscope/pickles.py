@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from fluxscope.errors import CheckpointError, damaged_checkpoint
+from fluxscope.machine import machine_fault
 
 ZIP_START = b"PK\x03\x04"
 LEGACY_START = b"\x80\x02\x8a\x0a"
@@ -69,7 +70,7 @@ def _check_archive(file: IO[bytes], path: Path) -> None:
             with archive.open(pickles[0]) as content:
                 _check_names(content, path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
-        raise damaged_checkpoint(path) from error
+        raise machine_fault(error, path, "read") or damaged_checkpoint(path) from error
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], size: int, path: Path) -> None:
@@ -90,7 +91,7 @@ def _check_names(file: IO[bytes], path: Path) -> None:
     try:
         named = list(_names(file))
     except Exception as error:  # a malformed pickle may raise anything
-        raise damaged_checkpoint(path) from error
+        raise machine_fault(error, path, "read") or damaged_checkpoint(path) from error
     for name in named:
         if not _HARMLESS.fullmatch(name):
             raise more_than_tensors(path)

@@ -17,7 +17,7 @@ from fluxscope.draw.heatmap import token_map_to_heatmap
 from fluxscope.embedded import TEST_PROMPTS
 from fluxscope.errors import FluxscopeError, OutOfMemory
 from fluxscope.files import read_json, read_jsonl
-from fluxscope.models.placement import clear_memory_errors
+from fluxscope.machine import clear_memory_errors
 from fluxscope.sae.features import extract_image_tokens, load_sae
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -17,6 +17,7 @@ import typer
 
 from fluxscope.errors import FluxscopeError
 from fluxscope.files import explain_os_error
+from fluxscope.machine import machine_fault, out_of_memory, ran_out_of_memory
 from fluxscope.progress import tell
 from fluxscope.settings.config import Config, make_config, settings_table
 from fluxscope.settings.load import load_config
@@ -139,12 +140,23 @@ def clear_errors() -> Iterator[None]:
     except FluxscopeError as error:
         _complain(error)
         raise SystemExit(1) from None
-    except OSError as error:
-        clear = explain_os_error(error, error.filename or "the output")
-        if not isinstance(clear, FluxscopeError):
+    except Exception as error:
+        fault = _of_the_machine(error)
+        if fault is None:
             raise
-        _complain(clear)
+        _complain(fault)
         raise SystemExit(1) from None
+
+
+def _of_the_machine(error: Exception) -> FluxscopeError | None:
+    """What an error says in two lines that nobody below has explained; None for a mistake of ours."""
+    if ran_out_of_memory(error):
+        return out_of_memory(error, "doing this")
+    if not isinstance(error, OSError):
+        return None
+    path = error.filename or "the output"
+    clear = machine_fault(error, path, "use") or explain_os_error(error, path)
+    return clear if isinstance(clear, FluxscopeError) else None
 
 
 def _complain(error: FluxscopeError) -> None:

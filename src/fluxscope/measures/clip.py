@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from fluxscope.errors import TOKEN_COUNT_REMEDY, CheckpointError, FluxscopeError
+from fluxscope.machine import clear_memory_errors, machine_fault
 from fluxscope.progress import quiet_libraries
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def load_clip(name: str | Path, device: str = "cpu") -> tuple[Any, Any]:
             model: Any = CLIPModel.from_pretrained(str(name), dtype=torch.float32)
             processor = CLIPImageProcessorPil.from_pretrained(str(name))
     except Exception as error:  # from_pretrained raises OSError, ValueError, SafetensorError, KeyError, ...
+        if fault := machine_fault(error, name, "read"):
+            raise fault from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"no CLIP model could be loaded from {name} ({reason})",
@@ -48,6 +51,7 @@ def load_clip(name: str | Path, device: str = "cpu") -> tuple[Any, Any]:
     return model.to(device).eval(), processor
 
 
+@clear_memory_errors("embedding pictures with CLIP")
 def embed_images(
     model: Any,
     processor: Any,
@@ -137,12 +141,9 @@ def open_picture(path: Path | str) -> Image:
         raise FluxscopeError(
             f"{path} is not there", "Run step 1 (collect) again: it makes it anew."
         ) from None
-    except MemoryError:
-        raise
     except Exception as error:  # whatever a damaged or hostile file brings about inside Pillow
-        raise FluxscopeError(
-            f"{path} is no readable picture ({error})", "Delete it and collect again."
-        ) from None
+        told = FluxscopeError(f"{path} is no readable picture ({error})", "Delete it and collect again.")
+        raise machine_fault(error, path, "read") or told from None
 
 
 def _batches(items: Iterator[Image], size: int) -> Iterator[Sequence[Image]]:

@@ -1,14 +1,12 @@
-"""Where a model runs and in which precision, and what happens when memory runs out."""
+"""Where a model runs and in which precision."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
-from fluxscope.errors import ConfigError, OutOfMemory
+from fluxscope.errors import ConfigError
 
 
 def pick_device(wanted: str, fallback: str = "") -> torch.device:
@@ -43,23 +41,3 @@ def free_memory(device: torch.device) -> None:
     gc.collect()  # a pipeline that was called holds itself in a cycle
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "out of memory")
-"""How libraries below torch say that memory ran out, in plain RuntimeErrors."""
-
-
-@contextmanager
-def clear_memory_errors(doing: str) -> Iterator[None]:
-    """Turn running out of memory into an error that says while doing what, and what helps.
-
-    Raises:
-        OutOfMemory: memory ran out in the block.
-    """
-    try:
-        yield
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not exhausted and not any(words in str(error) for words in OUT_OF_MEMORY):
-            raise
-        raise OutOfMemory(doing, cuda=torch.cuda.is_available()) from error

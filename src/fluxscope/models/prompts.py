@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fluxscope.errors import ConfigError, FluxscopeError, clean
 from fluxscope.files import write_bytes, written_files
+from fluxscope.machine import machine_fault
 from fluxscope.models.families.family import Family
 from fluxscope.models.placement import free_memory
 from fluxscope.models.spec import Embedding
@@ -72,7 +73,9 @@ class PromptStore:
         try:
             tensors = load(self.path(prompt).read_bytes())
             return Embedding(tensors["tokens"], tensors.get("pooled"))
-        except (OSError, SafetensorError, KeyError):
+        except (OSError, SafetensorError, KeyError) as error:
+            if fault := machine_fault(error, self.path(prompt), "read"):
+                raise fault from error
             return None
 
 

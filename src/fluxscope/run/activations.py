@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fluxscope import files
-from fluxscope.errors import FluxscopeError, MissingInputError, RunDirError
+from fluxscope.errors import FluxscopeError, MachineError, MissingInputError, RunDirError
 from fluxscope.models.spec import PictureSpec
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -211,6 +211,8 @@ class ActivationStore:
         path = self._shard(number)
         try:
             pictures = files.load_npy(path, mmap=True)
+        except MachineError:
+            raise
         except FluxscopeError as error:
             raise self._damaged(path, "is damaged or cut short") from error
         fits = pictures.ndim == 3 and pictures.shape[1:] == (self.tokens_per_image, self.width)

@@ -16,6 +16,7 @@ import zarr.codecs
 
 from fluxscope.errors import RunDirError
 from fluxscope.files import explain_os_error
+from fluxscope.machine import machine_fault
 from fluxscope.run.inputs import command_to_collect_anew
 
 INDEX = "by_feature"
@@ -43,7 +44,8 @@ def open_group(path: Path, writable: bool = False) -> zarr.Group:
     try:
         return zarr.open_group(path, mode="r+" if writable else "r")
     except Exception as error:  # whatever a damaged file brings about inside Zarr
-        raise damaged(path / "zarr.json", "cannot be read", error) from error
+        told = damaged(path / "zarr.json", "cannot be read", error)
+        raise machine_fault(error, path, "read") or told from error
 
 
 def whole_number(group: zarr.Group, path: Path, name: str) -> int:
@@ -70,7 +72,8 @@ class Column:
         try:
             array = group[name]
         except Exception as error:
-            raise damaged(self.path / "zarr.json", "cannot be read", error) from error
+            told = damaged(self.path / "zarr.json", "cannot be read", error)
+            raise machine_fault(error, self.path, "read") or told from error
         if not isinstance(array, zarr.Array) or array.ndim != 1 or str(array.dtype) not in dtypes:
             raise damaged(self.path / "zarr.json", f"describes no list of {' or '.join(dtypes)}")
         if not 0 < array.chunks[0] <= MAX_CHUNK:
@@ -111,12 +114,10 @@ class Column:
             return np.zeros(0, self._array.dtype)
         try:
             found = np.asarray(self._array[first:last])
-        except MemoryError:
-            raise
         except Exception as error:
             chunks = range(first // self.chunk, (last - 1) // self.chunk + 1)
             named = self.chunk_path(chunks[0]) if len(chunks) == 1 else self.path / "c"
-            raise damaged(named, "cannot be read", error) from error
+            raise machine_fault(error, named, "read") or damaged(named, "cannot be read", error) from error
         if len(found) != last - first:
             raise damaged(self.path / "zarr.json", f"lists {len(self)} entries, not {last} or more")
         return found

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from fluxscope.errors import FluxscopeError, RecordError
+from fluxscope.errors import FluxscopeError, MachineError, RecordError
 from fluxscope.files import write_json
 from fluxscope.run.freshness import Work
 from fluxscope.run.steering_records import OfFeature
@@ -59,16 +59,16 @@ class Ledger(Generic[Kind]):
         """Do one feature. One that cannot be done is noted with the reason, until something else is given.
 
         Raises:
-            FluxscopeError: the machine is at fault, such as a full disk, and not the feature.
+            MachineError: a full disk, lost rights or memory that ran out are no fault of the feature.
         """
         part = self._parts[feature]
         with part.doing():
             try:
                 done: list[Kind] | str = list(make())
                 part.result = {"records": plain(done)}
+            except MachineError:
+                raise
             except FluxscopeError as error:
-                if isinstance(error.__cause__, OSError):
-                    raise
                 done = error.message
                 part.result = {"error": error.message}
         self._done[feature] = done

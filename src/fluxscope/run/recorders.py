@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from fluxscope.errors import CheckpointError, ConfigError, FluxscopeError, clean
+from fluxscope.machine import clear_memory_errors
 from fluxscope.models.sites import Site, parse_site
 from fluxscope.models.spec import ModelSpec
 from fluxscope.run.activations import ActivationStore
@@ -47,6 +48,7 @@ class Recorder:
     seen: int = 0
     bad: int = 0
 
+    @clear_memory_errors("encoding activations with an SAE")
     def keep(self, x: Tensor, chunk: int) -> Kept:
         """What is to be stored of one batch (b, t, d); tokens with NaN or infinity get no codes.
 

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fluxscope.errors import FluxscopeError
+from fluxscope.errors import FluxscopeError, MachineError
 from fluxscope.files import read_json, write_text
+from fluxscope.machine import machine_fault
 
 Key = dict[str, Any]
 """What a piece of work was made from: JSON values by the names of settings and files."""
@@ -75,10 +76,18 @@ class StepLog:
 
     @classmethod
     def open(cls, path: Path) -> StepLog:
-        """Read the log; what cannot be understood is as if it were not there."""
+        """Read the log; what cannot be understood is as if it were not there.
+
+        Raises:
+            MachineError: it is there and may not be read.
+        """
         found: Any = None
-        with suppress(FluxscopeError, OSError):
+        try:
             found = read_json(path)
+        except MachineError:  # all would be made anew, over what is there
+            raise
+        except FluxscopeError:
+            pass
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             return cls(path)
         work, seen = (found.get(name) for name in ("work", "seen"))
@@ -154,7 +163,9 @@ class StepLog:
                 return digest
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
+        except OSError as error:  # a file without rights is not a file that was changed
+            if fault := machine_fault(error, path, "read"):
+                raise fault from error
             return None
         if status.st_mtime_ns < before - SETTLED:
             self.seen[name], self._learnt = (status.st_size, status.st_mtime_ns, digest), True

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fluxscope import files
 from fluxscope.errors import FluxscopeError
+from fluxscope.machine import clear_memory_errors
 from fluxscope.sae.data import Source
 from fluxscope.sae.formats import save
 from fluxscope.sae.metrics import Scores, evaluate
@@ -54,6 +55,7 @@ def folder_name(place: str, timestep: int, config: TrainConfig, input_dim: int, 
     return f"sae_training_{place}_t{timestep}_{kind}_x{config.hidden_dim / input_dim:g}_{stamp}"
 
 
+@clear_memory_errors("training SAEs")
 def train_jobs(
     source: Source,
     jobs: Sequence[Job],

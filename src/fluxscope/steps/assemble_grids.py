@@ -9,7 +9,7 @@ from PIL import Image
 
 from fluxscope.draw.grid import GridRow, labelled_grid
 from fluxscope.draw.heatmap import create_feature_grid
-from fluxscope.errors import FluxscopeError, MissingInputError
+from fluxscope.errors import FluxscopeError, MachineError, MissingInputError
 from fluxscope.files import save_image
 from fluxscope.measures.clip import open_picture
 from fluxscope.progress import Reporter
@@ -49,6 +49,8 @@ def run(context: Context) -> str:
         for number, demo in enumerate(record.best_demos):
             try:
                 grids.append(assemble(context, manifest, record, number, demo, demos.config))
+            except MachineError:
+                raise
             except FluxscopeError as error:
                 context.report.say(f"     warning: {error.message}")
     if demos.features and not grids:

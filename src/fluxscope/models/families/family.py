@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fluxscope.embedded import resolve
 from fluxscope.errors import CheckpointError, FluxscopeError
+from fluxscope.machine import machine_fault, ran_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -115,8 +116,10 @@ class Family(ABC):
             with quiet_libraries():
                 pipe = self.pipeline_class(pipeline).from_pretrained(place, dtype=dtype, **without)
         except (OSError, ValueError, RuntimeError) as error:
-            if "out of memory" in str(error):
+            if ran_out_of_memory(error):
                 raise
+            if fault := machine_fault(error, place, "read"):
+                raise fault from error
             raise FluxscopeError(
                 f"the model {place} cannot be loaded: {str(error).strip().splitlines()[0]}",
                 "Check model_id; models of the Hub need their licence accepted and `hf auth login`.",
@@ -219,6 +222,7 @@ def check_weights(folder: Path) -> None:
             with safe_open(path, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(
+            told = CheckpointError(
                 f"{path} is damaged or cut short ({error})", "Copy or download the model again."
-            ) from None
+            )
+            raise machine_fault(error, path, "read") or told from None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fluxscope.errors import CheckpointError
+from fluxscope.machine import clear_memory_errors
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.config_values import shown
 from fluxscope.sae.formats import (
@@ -109,6 +110,7 @@ class SaeInfo:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@clear_memory_errors("loading an SAE")
 def load(
     path: Path | str,
     device: torch.device | str = "cpu",

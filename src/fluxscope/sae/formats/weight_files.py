@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from fluxscope import files
-from fluxscope.errors import CheckpointError, FluxscopeError, damaged_checkpoint, no_checkpoint
+from fluxscope.errors import (
+    CheckpointError,
+    FluxscopeError,
+    MachineError,
+    damaged_checkpoint,
+    no_checkpoint,
+)
+from fluxscope.machine import machine_fault
 from fluxscope.sae.formats.stated import Stated
 
 WEIGHT_FILES = ("sae_best.pt", "ae.pt", "sae_weights.safetensors", "sae.safetensors", "sae.pt")
@@ -96,6 +103,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is no config ({path.stat().st_size} bytes)", "Take it away.")
     try:
         content = files.read_json(path)
+    except MachineError:
+        raise
     except FluxscopeError as error:
         raise CheckpointError(error.message, "Copy it again, from where the checkpoint came.") from error
     if not isinstance(content, dict):
@@ -115,7 +124,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             raise damaged_checkpoint(path)
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        raise damaged_checkpoint(path) from error
+        raise machine_fault(error, path, "read") or damaged_checkpoint(path) from error
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
