@@ -1,4 +1,4 @@
-"""What is here, what a run with these settings will need, and what is missing."""
+"""What is here, what a run with these settings will need, and what is missing; nothing is fetched to tell."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from fluxscope.embedded import VERSION, resolve
 from fluxscope.errors import FluxscopeError
 from fluxscope.models.families.family import check_weights
+from fluxscope.models.here import folder_here, missing_of_clip, missing_of_pipeline
 from fluxscope.models.model import open_model
 from fluxscope.models.placement import pick_device, pick_dtype
 from fluxscope.models.spec import ModelSpec
@@ -24,6 +26,7 @@ from fluxscope.run.context import picture_spec
 from fluxscope.run.jobs import plan_jobs
 from fluxscope.run.rundir import RunDir
 from fluxscope.sae.formats import SaeInfo, load
+from fluxscope.sae.formats.hub import resolve as local_path
 from fluxscope.settings.config import Config
 
 GIB = 2**30
@@ -91,14 +94,40 @@ def find_machine(config: Config) -> list[Finding]:
 
 
 def find_model(config: Config) -> tuple[ModelSpec | None, Finding]:
+    """The model's shape, where its config is here, and whether its files are."""
+    folder = folder_here(config.model_id)
+    if folder is None:
+        return None, not_here("model", config.model_id)
     try:
-        spec = open_model(config.model_id, config.device, config.dtype).spec
-        if Path(resolve(config.model_id)).is_dir():
-            check_weights(Path(resolve(config.model_id)))
+        spec = open_model(str(folder), config.device, config.dtype).spec
+        missing = missing_of_pipeline(folder)
+        check_weights(folder)
     except FluxscopeError as error:
         return None, Finding("model", f"{config.model_id}: {error.message}", error.hint)
+    if missing:
+        return spec, incomplete("model", config.model_id, folder, missing)
     blocks = f"{spec.n_double} double and {spec.n_single} single blocks of width {spec.width}"
     return spec, Finding("model", f"{config.model_id}: {blocks}")
+
+
+def not_here(what: str, name: str) -> Finding:
+    """The finding of a model of which there is nothing."""
+    return Finding(what, f"{name} is not here", mend_of(name))
+
+
+def incomplete(what: str, name: str, folder: Path, missing: Sequence[str]) -> Finding:
+    """The finding of a model of which files are missing."""
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return Finding(what, f"{name}: {folder} lacks {', '.join(missing[:3])}{more}", mend_of(name))
+
+
+def mend_of(name: str) -> str:
+    """What to do about a model whose files are not here."""
+    if resolve(name) != name:
+        return "install fluxscope again: it ships with it"
+    if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
+        return "copy or download the whole folder again, and see to the setting's path"
+    return f"hf download {name}"
 
 
 def find_saes(config: Config) -> dict[str, tuple[Finding, SaeInfo | None]]:
@@ -107,7 +136,7 @@ def find_saes(config: Config) -> dict[str, tuple[Finding, SaeInfo | None]]:
     for site, path in config.sae_paths.items():
         what = f"SAE of {RunDir.of(config, site).name}"
         try:
-            _, info = load(path)
+            _, info = load(local_path(path, fetch=False))
         except FluxscopeError as error:
             found[site] = Finding(what, error.message, error.hint), None
             continue
@@ -124,18 +153,18 @@ def find_saes(config: Config) -> dict[str, tuple[Finding, SaeInfo | None]]:
 
 
 def find_clip(config: Config) -> Finding:
-    from transformers import CLIPConfig
-
-    assert config.clip_model_id is not None
+    """Whether CLIP's files are here, weights too."""
+    name = config.clip_model_id
+    assert name is not None
+    folder = folder_here(name)
+    if folder is None:
+        return not_here("CLIP", name)
     try:
-        CLIPConfig.from_pretrained(resolve(config.clip_model_id))
-    except (OSError, ValueError):
-        shipped = resolve(config.clip_model_id) != config.clip_model_id
-        mend = (
-            "install fluxscope again: it ships with it" if shipped else f"hf download {config.clip_model_id}"
-        )
-        return Finding("CLIP", f"{config.clip_model_id} is not here", mend)
-    return Finding("CLIP", config.clip_model_id)
+        missing = missing_of_clip(folder)
+        check_weights(folder)
+    except FluxscopeError as error:
+        return Finding("CLIP", f"{name}: {error.message}", error.hint)
+    return incomplete("CLIP", name, folder, missing) if missing else Finding("CLIP", name)
 
 
 def find_lpips() -> Finding:
@@ -154,7 +183,10 @@ def needs_of(config: Config, spec: ModelSpec | None, saes: dict[str, SaeInfo | N
     batch = config.batch_size or 1
     calls = math.ceil(len(jobs) / batch) * picture_spec(config).steps
     infos = [info for site, info in saes.items() if info and site in config.collected_sites]
-    infos += [load(path)[1] for _, path in further_sites(config) if path]
+    try:
+        infos += [load(local_path(path, fetch=False))[1] for _, path in further_sites(config) if path]
+    except FluxscopeError as error:
+        return [Finding("sites", error.message, error.hint)]
     width = spec.width if spec else 0
     rows = [
         Finding(
