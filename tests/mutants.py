@@ -43,6 +43,11 @@ def _of(module: str, tests: str, *changes: tuple[str, str, str]) -> tuple[Mutant
 
 MUTANTS = (
     *_of(
+        "fields.py",
+        "tests/test_fields.py",
+        ("one step too many", "range(begin, end + 1)", "range(begin, end + 2)"),
+    ),
+    *_of(
         "measures/stats.py",
         SHOWN,
         ("means over all pictures", "seen = np.maximum(count, 1)", "seen = np.full_like(count, n)"),
@@ -258,7 +263,6 @@ MUTANTS = (
         "models/edits.py",
         STEERED,
         ("scale 1 doubles", "amount, z: (amount - 1) * z", "amount, z: amount * z"),
-        ("one step too many", "(last if dash else first) + 1)", "(last if dash else first) + 2)"),
         (
             "pushes of the raw direction",
             'nn.functional.normalize(column, dim=0) if change.kind == "add" else column',
