@@ -22,7 +22,7 @@ from fluxscope.progress import Reporter
 from fluxscope.settings.config import Config, make_config
 from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline
 
-SMALL = {"max_prompts": 12, "batch_size": 8}
+SMALL = {"max_prompts": 12, "batch_size": 8, "active_layer": 15}
 
 
 def run_steps(config: Config, steps: str, **options: bool) -> None:

@@ -186,7 +186,9 @@ def keys_of(name: str) -> str:
 
 @pytest.fixture(scope="module", params=[15, 5], ids=["root", "layer_05"])
 def folder(finished, request):
-    config = make_config(out_dir=finished.out_dir, active_layer=request.param, **SMALL, **LITTLE_STEERING)
+    config = make_config(
+        **{**SMALL, **LITTLE_STEERING, "out_dir": finished.out_dir, "active_layer": request.param}
+    )
     run_steps(config, ",".join(map(str, sorted(BUILT))))
     return Folder(config)
 

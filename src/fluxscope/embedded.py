@@ -22,9 +22,22 @@ CLIP_SHAPES = "clip-shapes"
 SHIPPED = {name: WEIGHTS / name for name in (FLUX_SHAPES, CLIP_SHAPES)}
 
 
+OWN_SITE = "double.5.attn"
+"""Where flux-shapes is looked at when nothing else is said: where features say most of what is true of a
+picture (docs/explanation/sites.md)."""
+
+
 def shipped_sae(layer: int) -> Path:
-    """The SAE that ships for a block of flux-shapes."""
+    """The SAE that ships for the feed-forward of a block of flux-shapes."""
     return WEIGHTS / f"sae_layer{layer:02d}" / "sae_best.pt"
+
+
+SHIPPED_SAES = {
+    OWN_SITE: WEIGHTS / "sae_double.5.attn" / "sae_best.pt",
+    "double.5.ff": shipped_sae(5),
+    "double.15.ff": shipped_sae(15),
+}
+"""The SAEs that ship with flux-shapes, by their sites."""
 
 
 def resolve(name: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fluxscope.commands.flags import NO_FLAG
+from fluxscope.commands.flags import NO_FLAG, SHORT_NAMES
 from fluxscope.commands.main import build_app
 from fluxscope.errors import MissingInputError
 from fluxscope.files import read_torch_checkpoint
@@ -17,7 +17,9 @@ from fluxscope.steps.table import STEPS
 from tests.conftest import SMALL
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMALL_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+SMALL_FLAGS = [
+    f"{SHORT_NAMES.get(name, '--' + name.replace('_', '-'))}={value}" for name, value in SMALL.items()
+]
 
 
 def fluxscope(*arguments: str):

@@ -30,5 +30,8 @@ def test_the_whole_has_every_members_features_and_the_mean_of_their_reconstructi
     mean = torch.stack([member(x)[0] for member in members]).mean(0)
     torch.testing.assert_close(whole(x)[0], mean, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(whole.decoder.weight.norm(dim=0), torch.ones(80))
+    strict = joined(members, threshold=2.0).encode(x)
+    assert (strict > 0).sum() < (code > 0).sum()
+    assert torch.equal(strict[strict > 0], code[strict > 0])
     again, _ = load(save(tmp_path / "sae_best.pt", whole))
     assert torch.equal(again.encode(x), code)

@@ -46,6 +46,10 @@ def test_a_run_of_another_model_or_program_says_nothing(folder, tmp_path):
     write_json(tmp_path / "theirs" / "run_log.json", {"height": 64, "target_step_number": "14"})
     theirs = load_config_of_run(None, out_dir=str(tmp_path / "theirs"))
     assert theirs == make_config(out_dir=str(tmp_path / "theirs"))
+    write_json(tmp_path / "fifteen" / "run_log.json", {"layer_index": 15, "height": 64})
+    assert load_config_of_run(None, out_dir=str(tmp_path / "fifteen")).site == "double.15.ff"
+    own = load_config_of_run(None, out_dir=str(tmp_path / "fifteen"), active_site="double.5.attn")
+    assert own.site == "double.5.attn"
     nowhere = load_config_of_run(None, out_dir=str(tmp_path / "nowhere"))
     assert nowhere.height == 128
 

@@ -4,22 +4,50 @@ import dataclasses
 
 import pytest
 
-from fluxscope.embedded import shipped_sae
+from fluxscope.embedded import OWN_SITE, SHIPPED_SAES, shipped_sae
 from fluxscope.errors import ConfigError
 from fluxscope.run.rundir import RunDir
 from fluxscope.settings.config import make_config
 from fluxscope.settings.load import load_config
 
 TWO = {"double.7.attn": "a.pt", "single.1": "b.pt"}
-FIVE, FIFTEEN = str(shipped_sae(5)), str(shipped_sae(15))
+FIVE, FIFTEEN, OWN = str(shipped_sae(5)), str(shipped_sae(15)), str(SHIPPED_SAES[OWN_SITE])
 
 
-def test_without_saes_the_run_is_about_block_15_as_ever():
-    config = make_config()
+def test_where_only_the_block_is_said_its_feed_forward_is_meant_as_ever():
+    config = make_config(active_layer=15)
     assert config.sae_paths == {"double.5.ff": FIVE, "double.15.ff": FIFTEEN}
     assert (config.site, config.active_layer, config.sae_ckpt_path) == ("double.15.ff", 15, FIFTEEN)
     assert config.collected_sites == ("double.15.ff", "double.5.ff")
     assert config.compared_sites == ("double.5.ff", "double.15.ff")
+    assert make_config(active_layer=5).site == "double.5.ff"
+
+
+def test_with_nothing_said_a_run_of_flux_shapes_is_about_its_own_site():
+    config = make_config()
+    assert config.sae_paths == {OWN_SITE: OWN, "double.5.ff": FIVE, "double.15.ff": FIFTEEN}
+    assert (config.site, config.active_layer, config.sae_ckpt_path) == (OWN_SITE, 5, OWN)
+    assert config.collected_sites == (OWN_SITE, "double.5.ff", "double.15.ff")
+    assert config.compared_sites == ("double.5.ff", "double.15.ff")
+    assert make_config(active_site=OWN_SITE).sae_paths == config.sae_paths
+    assert make_config(saes={OWN_SITE: "bundled"}).sae_paths == {OWN_SITE: OWN}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"active_layer": 15},
+        {"layer15_sae_path": "mine.pt"},
+        {"layer5_sae_path": "mine.pt"},
+        {"site_pattern": "double.{layer}"},
+        {"model_id": "black-forest-labs/FLUX.1-dev"},
+    ],
+)
+def test_the_own_site_is_only_for_those_who_say_nothing(said):
+    config = make_config(**said)
+    assert (config.active_layer, config.number_of(config.site)) == (15, 15)
+    assert OWN_SITE not in config.sae_paths
+    assert config.compare == ()
 
 
 def test_saes_are_all_that_there_are_and_the_first_is_what_the_run_is_about():
@@ -42,6 +70,9 @@ def test_a_site_or_its_block_chooses_what_the_run_is_about():
     both = {"double.7.ff": "a.pt", "double.7.attn": "b.pt"}
     assert make_config(saes=both, active_layer=7).site == "double.7.ff"
     assert make_config(saes=both, active_site="double.7.attn").site == "double.7.attn"
+    numbered = {OWN_SITE: "a.pt", "double.5.ff": "b.pt"}
+    assert make_config(saes=numbered).site == OWN_SITE
+    assert make_config(saes=numbered, active_layer=5).site == "double.5.ff"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +111,9 @@ def test_a_changed_copy_is_about_what_it_says():
     assert dataclasses.replace(config) == config
     assert dataclasses.replace(config, active_layer=1).site == "single.1"
     assert dataclasses.replace(config, active_site="single.1").active_layer == 1
-    assert dataclasses.replace(make_config(), active_layer=5).site == "double.5.ff"
+    assert dataclasses.replace(make_config(active_layer=15), active_layer=5).site == "double.5.ff"
+    assert dataclasses.replace(make_config(), active_site="double.5.ff").site == "double.5.ff"
+    assert dataclasses.replace(make_config()) == make_config()
 
 
 def test_a_flags_block_wins_over_a_files_site(tmp_path):

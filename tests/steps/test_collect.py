@@ -129,8 +129,8 @@ def test_another_layer_costs_no_generation(finished, monkeypatch):
     import fluxscope.steps.collect as collect
 
     monkeypatch.setattr(collect, "generate", lambda *_: pytest.fail("pictures were generated again"))
-    run_steps(make_config(out_dir=finished.out_dir, active_layer=5, **SMALL), "1-6,8")
-    files = RunDir.of(make_config(out_dir=finished.out_dir, active_layer=5, **SMALL))
+    run_steps(make_config(**{**SMALL, "out_dir": finished.out_dir, "active_layer": 5}), "1-6,8")
+    files = RunDir.of(make_config(**{**SMALL, "out_dir": finished.out_dir, "active_layer": 5}))
     assert files.home.name == "layer_05"
     assert files.contact_sheet.is_file()
     assert read_json(files.selected_features)["layer_index"] == 5

@@ -120,7 +120,9 @@ def test_where_and_in_what_portions_work_is_done_makes_nothing_stale(tmp_path):
         context = Context(config, RunDir.of(config), Reporter(quiet=True))
         return work_of(COLLECT, context, StepLog(context.files.step_log)).key
 
-    assert key() == key(batch_size=3, device="cpu", sae_device="cpu", token_chunk_size=7, active_layer=5)
+    elsewhere = {"batch_size": 3, "device": "cpu", "sae_device": "cpu", "token_chunk_size": 7}
+    assert key() == key(**elsewhere)
+    assert key(active_layer=15) == key(**elsewhere, active_layer=5)
     assert key() != key(dtype="bfloat16")
 
 

@@ -9,6 +9,7 @@ from fluxscope.files import read_json
 from fluxscope.run.records import RunLog
 from fluxscope.settings.config import Config, make_config, overridden, settings_table
 from fluxscope.settings.load import given, is_python, load_config
+from fluxscope.settings.saes import NUMBERED_BLOCKS
 
 OF_A_RUN = ("layer5_sae_path", "layer15_sae_path", "images_subdir", "overlays_subdir")
 """Settings of a run that do not tell one run from another, but are needed to go on with it."""
@@ -28,12 +29,15 @@ def load_config_of_run(path: Path | str | None, **overrides: Any) -> Config:
 def settings_of_run(said: dict[str, Any]) -> dict[str, Any]:
     """What the run in the output folder was made with; nothing where there is none, or of another model.
 
-    Only runs of ours record an identity: those of other programs are read with the settings given.
+    Only runs of ours record an identity: those of other programs are read with the settings given, and where
+    these say nothing of it, as of the block that the run names.
     """
     folder = said.get("out_dir", settings_table()["out_dir"].default)
     log = Path(folder) / "run_log.json"
-    if not log.is_file() or not is_ours(log):
+    if not log.is_file():
         return {}
+    if not is_ours(log):
+        return block_of_theirs(read_json(log), said)
     recorded = RunLog.read(log)
     identity = recorded.identity or {}
     made_by = identity.get("model_id")
@@ -53,6 +57,13 @@ def sites_of_run(folder: Path, recorded: RunLog) -> dict[str, Any]:
     logs = [recorded, *(RunLog.read(log) for log in sorted(folder.glob("*/run_log.json")))]
     saes = {site: path for log in logs for site, path in log.saes.items()}
     return {"saes": saes, "active_site": recorded.site} if saes else {}
+
+
+def block_of_theirs(recorded: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    """The block that a run of another program is about, unless the settings given say which."""
+    block = recorded.get("layer_index")
+    said_which = not {"saes", "active_site", "active_layer"}.isdisjoint(said)
+    return {} if said_which or block not in NUMBERED_BLOCKS else {"active_layer": block}
 
 
 def is_ours(log: Path) -> bool:

@@ -19,11 +19,12 @@ from fluxscope.sae.jumprelu import JumpReLUSparseAutoencoder
 
 
 @torch.no_grad()
-def joined(members: Sequence[ThresholdedSae]) -> JumpReLUSparseAutoencoder:
+def joined(members: Sequence[ThresholdedSae], threshold: float = 1.0) -> JumpReLUSparseAutoencoder:
     """One SAE out of several.
 
     Args:
         members: calibrated SAEs that read the same raw activations; decoder norms as they are.
+        threshold: by what the members' thresholds are multiplied. Above 1 fewer features are active.
     """
     whole = JumpReLUSparseAutoencoder(members[0].input_dim, sum(m.hidden_dim for m in members))
     whole.requires_grad_(False)
@@ -37,6 +38,6 @@ def joined(members: Sequence[ThresholdedSae]) -> JumpReLUSparseAutoencoder:
         whole.encoder.weight[own] = member.encoder.weight * share[:, None]
         whole.encoder.bias[own] = member.pre_activations(bias) * share
         whole.decoder.weight[:, own] = member.decoder.weight / norms.clamp_min(torch.finfo(norms.dtype).tiny)
-        whole.threshold[own] = member.threshold * share
+        whole.threshold[own] = member.threshold * share * threshold
         first = own.stop
     return whole.eval()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fluxscope.errors import ConfigError
@@ -45,16 +45,24 @@ class Config(Demos, Steering, Drawing, Selection, Analysis, Capture, Sampling, S
             )
 
     def _take_what_fits_the_model(self) -> None:
-        """Fill in what is None. The model's own SAEs are left out where `saes` says which there are."""
+        """Fill in what is None. The model's own SAEs are left out where `saes` says which there are.
+
+        A run of which nobody says what it is about is about the model's own site, if it has one.
+        """
         defaults = dict(default_settings(self.model_id))
         own = defaults["num_inference_steps"]
         n_steps = own if self.num_inference_steps is None else self.num_inference_steps
         defaults["target_step_number"] = same_share(defaults["target_step_number"], own, n_steps)
         defaults["steer_steps"] = same_range(defaults["steer_steps"], own, n_steps)
-        bundled = {f"double.{n}.ff": path for n in (5, 15) if (path := defaults.get(f"layer{n}_sae_path"))}
+        numbered = {f"double.{n}.ff": path for n in (5, 15) if (path := defaults.get(f"layer{n}_sae_path"))}
+        its_own = defaults.pop("saes", {})
         if self.saes:
-            object.__setattr__(self, "saes", with_bundled(self.saes, bundled, self.model_id))
+            object.__setattr__(self, "saes", with_bundled(self.saes, its_own | numbered, self.model_id))
             defaults = {**defaults, "layer5_sae_path": "", "layer15_sae_path": ""}
+        elif self.active_site in its_own or (its_own and self.says_nothing_of_saes):
+            site = self.active_site or next(iter(its_own))
+            defaults |= {"saes": its_own, "active_site": site, "active_layer": block_of(site)}
+            object.__setattr__(self, "compare", self.compare or tuple(numbered))
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -103,7 +111,8 @@ def _is_code(value: object) -> bool:
 def make_config(kind: type[Config] = Config, **overrides: Any) -> Config:
     """A Config with the given settings, an unknown one refused with the nearest name.
 
-    A block given here wins over the site that `kind` says.
+    A block given here wins over the site that `kind` says; where it has several SAEs, 5 and 15 mean those
+    that scripts know by these numbers.
     """
     reject_unknown(overrides)
     site, layer = overrides.get("active_site"), overrides.get("active_layer")
@@ -111,7 +120,11 @@ def make_config(kind: type[Config] = Config, **overrides: Any) -> Config:
         raise ConfigError(f"active_site {site} is not in block {brief(layer)}", "Leave out active_layer.")
     if layer is not None:
         overrides.setdefault("active_site", None)
-    return kind(**overrides)
+    config = kind(**overrides)
+    if layer is None or site or config.number_of(config.site) is not None:
+        return config
+    numbered = config.numbered_site(layer)
+    return replace(config, active_site=numbered) if numbered in config.sae_paths else config
 
 
 def overridden(older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:

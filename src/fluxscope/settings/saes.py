@@ -38,15 +38,21 @@ class Saes(Checked):
     saes: dict[str, str] | None = setting(
         None,
         "SAEs by site, such as double.7.attn=path/to/sae_best.pt, or =bundled for the model's own; the first "
-        "is the one that the run is about. None: those of blocks 5 and 15.",
+        "is the one that the run is about. None: those of blocks 5 and 15, and of the model's own site.",
     )
-    active_site: str | None = setting(None, "Site that the run is about. None: the one in active_layer.")
+    active_site: str | None = setting(
+        None, "Site that the run is about. None: the one in active_layer, or the model's own."
+    )
     layer5_sae_path: str | None = setting(None, "SAE checkpoint for block 5. None: the model's bundled one.")
     layer15_sae_path: str | None = setting(
         None, "SAE checkpoint for block 15. None: the model's bundled one."
     )
     active_layer: int | None = setting(
-        None, "Block that the run is about. None: that of the first of saes, or 15.", low=0, high=9999
+        None,
+        "Block that the run is about. None: that of the first of saes, of the model's own site (flux-shapes: "
+        "double.5.attn), or 15.",
+        low=0,
+        high=9999,
     )
     site_pattern: str = setting(
         "double.{layer}.ff",
@@ -56,7 +62,8 @@ class Saes(Checked):
     compare_layers: bool = setting(True, "Collect the codes of all SAEs in the same pass, not only one's.")
     compare: tuple[str, ...] = setting(
         (),
-        "Two sites whose SAEs step 9 compares, such as double.5.ff,double.7.attn. None: the first two.",
+        "Two sites whose SAEs step 9 compares, such as double.5.ff,double.7.attn. None: the first two, or "
+        "those of blocks 5 and 15.",
     )
     sae_device: str = setting(
         "auto", "Device of the SAEs: auto (the model's), cpu, cuda or cuda:N.", form=DEVICE
@@ -126,6 +133,13 @@ class Saes(Checked):
         missing = [site for site in self.compare if known and site not in known]
         if missing:
             raise ConfigError(f"compare names {missing[0]}, which has no SAE", words)
+
+    @property
+    def says_nothing_of_saes(self) -> bool:
+        """Whether it is left to the model which SAEs there are and which one the run is about."""
+        said = (self.saes, self.active_site, self.active_layer, self.layer5_sae_path, self.layer15_sae_path)
+        pattern = type(self).__dataclass_fields__["site_pattern"].default
+        return all(value is None for value in said) and self.site_pattern == pattern
 
     def numbered_site(self, block: int) -> str:
         """Where the SAE of block 5 or 15 listens."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
-from fluxscope.embedded import CLIP_SHAPES, FLUX_SHAPES, TEST_PROMPTS, shipped_sae
+from fluxscope.embedded import CLIP_SHAPES, FLUX_SHAPES, OWN_SITE, SHIPPED_SAES, TEST_PROMPTS, shipped_sae
 from fluxscope.models.families.family import DenoisingRun, Family, Pipeline, read_config
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ FOR_FLUX_SHAPES: dict[str, Any] = {
     "prompts_path": str(TEST_PROMPTS),
     "layer5_sae_path": str(shipped_sae(5)),
     "layer15_sae_path": str(shipped_sae(15)),
+    "saes": {OWN_SITE: str(SHIPPED_SAES[OWN_SITE])},
     # Pushed in early or middle steps alone a tenth of the pictures change, in all of them two thirds: see the
     # study in docs/steering.md.
     "steer_steps": "all",
