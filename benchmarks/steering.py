@@ -26,7 +26,7 @@ ROUNDS = 3
 
 
 def main() -> None:
-    config = make_config(steer_steps="8-12")
+    config = make_config(steer_steps="8-12", active_layer=15)
     model = open_model(config.model_id, config.device, config.dtype)
     steerer = load_steerer(config, model, config.site, [PROMPT])
     rows = [[Change("add", s, 3)] for s in STRENGTHS]

@@ -126,6 +126,7 @@ def config_of(out: Path) -> Config:
         captions = [world.caption(world.sample_scene(rng)) for _ in range(CAPTIONS)]
         write_text(prompts, "\n".join(dict.fromkeys(captions)) + "\n")
     return make_config(
+        active_layer=15,
         out_dir=str(out / "run"),
         prompts_path=str(prompts),
         reps_per_prompt=1,

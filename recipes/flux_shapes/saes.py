@@ -3,7 +3,7 @@
 Pictures of random training captions are denoised, and the activations of each site kept at the steps that
 its SAEs are trained on. TopK SAEs are trained for the feed-forward of blocks 5 and 15, an L1 SAE for block
 15, and a BatchTopK SAE for the attention output of block 5: where a run looks when nothing else is said,
-since there single features say most of what is true of a picture (docs/explanation/sites.md). Scored on a
+since there single features say most of what is true of a picture (docs/studies/sites.md). Scored on a
 tenth of the pictures that they were not trained on, they are written to shapes/weights/. About twenty minutes
 on two cores; killed and run again, it goes on where it was. `--only sae_double.5.attn` makes one of them.
 """

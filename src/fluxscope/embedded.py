@@ -24,7 +24,7 @@ SHIPPED = {name: WEIGHTS / name for name in (FLUX_SHAPES, CLIP_SHAPES)}
 
 OWN_SITE = "double.5.attn"
 """Where flux-shapes is looked at when nothing else is said: where features say most of what is true of a
-picture (docs/explanation/sites.md)."""
+picture (docs/studies/sites.md)."""
 
 
 def shipped_sae(layer: int) -> Path:

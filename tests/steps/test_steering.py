@@ -50,6 +50,7 @@ SMALL = {
 }
 DEAD = 11
 STEER_FLAGS = [
+    *("--layer", "15"),
     *("--num-inference-steps", "6", "--target-step-number", "4", "--seed", "3"),
     *("--prompt", "a large red circle on a white background"),
 ]

@@ -11,7 +11,7 @@ from fluxscope.settings.config import Config, make_config, overridden, settings_
 from fluxscope.settings.load import given, is_python, load_config
 from fluxscope.settings.saes import NUMBERED_BLOCKS
 
-OF_A_RUN = ("layer5_sae_path", "layer15_sae_path", "images_subdir", "overlays_subdir")
+OF_A_RUN = ("layer5_sae_path", "layer15_sae_path", "compare", "images_subdir", "overlays_subdir")
 """Settings of a run that do not tell one run from another, but are needed to go on with it."""
 
 
@@ -48,6 +48,8 @@ def settings_of_run(said: dict[str, Any]) -> dict[str, Any]:
     if recorded.layer_index is not None:
         known["active_layer"] = recorded.layer_index
     known |= sites_of_run(Path(folder), recorded)
+    if "saes" in said:
+        known.pop("compare", None)  # it names sites of the run
     known.pop("capture_steps", None)  # to the commands after the first step it says which steps to look at
     return known
 

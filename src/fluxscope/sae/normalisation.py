@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Whitening = Literal["none", "dimension", "pca", "soft_pca"]
 SOFT = 0.7
-"""The power at which features of flux-shapes say most, of five tried: docs/explanation/sites.md."""
+"""The power at which features of flux-shapes say most, of five tried: docs/studies/sites.md."""
 SMALLEST_SPREAD = 1e-4
 """No direction is taken to vary less than this share of the mean variance: noise is not blown up further."""
 

@@ -115,7 +115,7 @@ class Saes(Checked):
             and all(self._numbered_paths().values())
         ):
             raise ConfigError(
-                f"both layers' SAEs would listen at {self.site_pattern}",
+                f"both layers' SAEs would listen at {brief(self.site_pattern)[1:-1]}",
                 "Write {layer} where the block's number stands in site_pattern, or name the sites in saes.",
             )
         known = self.sae_paths
