@@ -19,7 +19,7 @@ def scores(model, tmp_path_factory):
     truth = make_truth(model, folder, 100, sites, [STEP], Reporter(quiet=True))
     sae, info = load(SHIPPED_SAES[OWN_SITE])
     assert (info.input_dim, info.hidden_dim) == (128, 1536)
-    return score_sae(truth, OWN_SITE, STEP, sae, l0=64)
+    return score_sae(truth, OWN_SITE, STEP, sae, l0=64.0)
 
 
 def test_its_single_features_know_what_a_caption_can_ask_for(scores):
