@@ -240,7 +240,9 @@ def test_what_cannot_be_scored_is_refused(tmp_path, monkeypatch):
         ("double.5.attn", "b.pt"),
     )
     assert scored_saes(Config(), "double.5.ff") == (("double.5.ff", str(shipped_sae(5))),)
-    assert [site for site, _ in scored_saes(Config(), "")] == ["double.5.ff", "double.15.ff"]
+    assert [site for site, _ in scored_saes(Config(active_layer=15), "")] == ["double.5.ff", "double.15.ff"]
+    shipped = ["double.5.attn", "double.5.ff", "double.15.ff"]
+    assert [site for site, _ in scored_saes(Config(), "")] == shipped
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ TIMED = ("manifest.jsonl", "run_log.json")
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The settings of a run of all eleven steps. Read its folder, don't write."""
-    config = make_config(out_dir=str(tmp_path_factory.mktemp("whole") / "run"), **SMALL)
+    config = make_config(out_dir=str(tmp_path_factory.mktemp("whole") / "run"), active_layer=15, **SMALL)
     run_steps(config, "1-11")
     return config
 
