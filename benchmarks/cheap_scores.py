@@ -21,7 +21,6 @@ from scipy.stats import spearmanr
 
 from fluxscope.commands.truth_scores import pooled, reported_pairs
 from fluxscope.draw.truth_plot import scores_and_truth
-from fluxscope.embedded import CLIP_SHAPES, resolve, shipped_sae
 from fluxscope.files import load_npy, read_json, save_image, save_npy, write_text
 from fluxscope.measures.causal import pair_scores
 from fluxscope.measures.clip import embed_images, load_clip
@@ -33,6 +32,7 @@ from fluxscope.progress import Reporter
 from fluxscope.run.truth import Truth, codes_of, make_truth
 from fluxscope.sae.features import load_sae
 from fluxscope.shapes.concepts import ATTRIBUTES, TOKENS
+from fluxscope.shapes.shipped import CLIP_SHAPES, resolve, shipped_sae
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, PICTURE = DOCS / "studies" / "cheap-scores.md", DOCS / "images" / "cheap_scores.png"

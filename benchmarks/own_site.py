@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import csr_array
 
-from fluxscope.embedded import FLUX_SHAPES, OWN_SITE, SHIPPED_SAES
 from fluxscope.files import write_text
 from fluxscope.measures.certainty import bootstrap_f1
 from fluxscope.measures.detection import best_single_f1, f1_of, fired
@@ -29,6 +28,7 @@ from fluxscope.sae.batch_topk import ThresholdedSae
 from fluxscope.sae.ensemble import joined
 from fluxscope.sae.formats import load
 from fluxscope.shapes.concepts import ATTRIBUTES, TOKENS
+from fluxscope.shapes.shipped import FLUX_SHAPES, OWN_SITE, SHIPPED_SAES
 
 STEP = 13
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "studies" / "sites.md"

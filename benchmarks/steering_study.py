@@ -26,12 +26,13 @@ import torch
 from PIL import Image
 
 from fluxscope.files import append_jsonl, read_jsonl, save_image
-from fluxscope.models.edits import Change, Row, Scope, parse_denoise_steps
+from fluxscope.models.edits import Change, Row, Scope
 from fluxscope.models.sites import parse_site
 from fluxscope.models.steering import Steerer
 from fluxscope.progress import Reporter
 from fluxscope.run.context import open_model_of
 from fluxscope.run.steering import load_steerer, random_direction
+from fluxscope.settings.steering import parse_denoise_steps
 from steering_material import Material, Picture, Wish, config_of, outcome, prepare
 from steering_report import STEERED, Records, best_cell, cells_of, of, write_page
 

@@ -13,12 +13,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from fluxscope.embedded import DONOR_SCORES
 from fluxscope.models.cells import KINDS
 from fluxscope.run.donor_table import table_of
 from fluxscope.run.site_map_records import CellScore, Share, SiteMap
 from fluxscope.run.site_map_scores import is_alone
 from fluxscope.shapes.pairs import ATTRIBUTES
+from fluxscope.shapes.shipped import DONOR_SCORES
 
 PAGE = Path(__file__).parent / "explanation" / "site-map.md"
 PICTURE = Path(__file__).parent / "images" / "site_map.png"

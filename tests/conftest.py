@@ -16,10 +16,10 @@ import pytest
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.models.model import Model, open_model
 from fluxscope.progress import Reporter
 from fluxscope.settings.config import Config, make_config
+from fluxscope.shapes.shipped import FLUX_SHAPES
 from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline
 
 SMALL = {"max_prompts": 12, "batch_size": 8, "active_layer": 15}

@@ -26,13 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxscope.commands.train_saes import Training, train
-from fluxscope.embedded import resolve
 from fluxscope.measures.clip import load_clip
 from fluxscope.models.model import open_model
 from fluxscope.progress import Reporter
 from fluxscope.sae.topk import TopK
 from fluxscope.sae.train_config import TrainConfig
 from fluxscope.settings.config import Config, make_config
+from fluxscope.shapes.shipped import resolve
 from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline
 from fluxscope.steps.table import STEPS
 

@@ -14,9 +14,15 @@ from safetensors.torch import save_file
 
 from fluxscope import files
 from fluxscope.commands.flags import clear_errors
-from fluxscope.embedded import CLIP_SHAPES, FLUX_SHAPES, resolve, shipped_sae
-from fluxscope.errors import FluxscopeError, MachineError, MissingInputError, OutOfMemory
-from fluxscope.machine import clear_memory_errors, machine_fault, sync_folder
+from fluxscope.errors import (
+    FluxscopeError,
+    MachineError,
+    MissingInputError,
+    OutOfMemory,
+    clear_memory_errors,
+    machine_fault,
+)
+from fluxscope.files import sync_folder
 from fluxscope.measures import clip
 from fluxscope.models.families import family_of
 from fluxscope.models.families.family import check_weights
@@ -33,6 +39,7 @@ from fluxscope.sae.data import InMemory
 from fluxscope.sae.jobs import Job, train_jobs
 from fluxscope.sae.topk import TopK
 from fluxscope.sae.train_config import TrainConfig
+from fluxscope.shapes.shipped import CLIP_SHAPES, FLUX_SHAPES, resolve, shipped_sae
 
 CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 CUDNN = "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"

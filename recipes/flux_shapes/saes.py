@@ -22,7 +22,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fluxscope.commands.sweep_truth import TruthMaterial, TruthOfSae, score_sae
-from fluxscope.embedded import FLUX_SHAPES, OWN_SITE, WEIGHTS
 from fluxscope.files import read_json, write_json
 from fluxscope.models.model import open_model
 from fluxscope.models.sites import parse_site
@@ -41,6 +40,7 @@ from fluxscope.sae.relu import ReLU
 from fluxscope.sae.topk import TopK
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import Config
+from fluxscope.shapes.shipped import FLUX_SHAPES, OWN_SITE, WEIGHTS
 from fluxscope.shapes.world import caption, sample_scene, training_captions
 
 SEED = 1_000_000

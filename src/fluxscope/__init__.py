@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fluxscope.embedded import VERSION as __version__
+from fluxscope.shapes.shipped import VERSION as __version__
 
 _PLACES = {
     "Capture": "fluxscope.models.capture",
@@ -36,7 +36,7 @@ _PLACES = {
     "run_pipeline": "fluxscope.steps.pipeline",
     "RunDir": "fluxscope.run.rundir",
     "Scope": "fluxscope.models.edits",
-    "shipped_sae": "fluxscope.embedded",
+    "shipped_sae": "fluxscope.shapes.shipped",
     "SparseAutoencoder": "fluxscope.sae.relu",
     "SparseCodes": "fluxscope.sae.codes",
     "Splice": "fluxscope.models.splice",
@@ -46,7 +46,6 @@ _PLACES = {
 __all__ = ["__version__", *sorted(_PLACES)]
 
 if TYPE_CHECKING:
-    from fluxscope.embedded import shipped_sae as shipped_sae
     from fluxscope.errors import FluxscopeError as FluxscopeError
     from fluxscope.models.capture import Capture as Capture
     from fluxscope.models.donors import Donor as Donor
@@ -75,6 +74,7 @@ if TYPE_CHECKING:
     from fluxscope.settings.config import Config as Config
     from fluxscope.settings.config import make_config as make_config
     from fluxscope.settings.load import load_config as load_config
+    from fluxscope.shapes.shipped import shipped_sae as shipped_sae
     from fluxscope.steps.pipeline import run_pipeline as run_pipeline
 
 

@@ -6,6 +6,7 @@ one finds the old file or the new one. JSON is strict: NaN and Infinity are refu
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -19,8 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from fluxscope.errors import CheckpointError, FluxscopeError, damaged_checkpoint
-from fluxscope.machine import machine_fault, sync_folder
+from fluxscope.errors import CheckpointError, FluxscopeError, damaged_checkpoint, machine_fault
 from fluxscope.pickles import check_torch_file, more_than_tensors
 
 if TYPE_CHECKING:
@@ -55,6 +55,28 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
 
 
 _WATCHERS: list[set[Path]] = []
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to the disk: without it a renamed file may have its old name after a
+    power failure.
+
+    Where the system cannot do so, as Windows and some network file systems, nothing is done.
+
+    Raises:
+        OSError: the disk is full or failed.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from fluxscope.errors import CheckpointError, damaged_checkpoint
-from fluxscope.machine import machine_fault
+from fluxscope.errors import CheckpointError, damaged_checkpoint, machine_fault
 
 ZIP_START = b"PK\x03\x04"
 LEGACY_START = b"\x80\x02\x8a\x0a"

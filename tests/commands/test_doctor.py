@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fluxscope.commands.main import build_app
-from fluxscope.embedded import CLIP_SHAPES, FLUX_SHAPES, resolve
 from fluxscope.files import write_json
 from fluxscope.models.here import folder_here, missing_of_clip, missing_of_pipeline
+from fluxscope.shapes.shipped import CLIP_SHAPES, FLUX_SHAPES, resolve
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 

@@ -14,11 +14,10 @@ import pytest
 import torch
 
 from fluxscope.draw.heatmap import token_map_to_heatmap
-from fluxscope.embedded import TEST_PROMPTS
-from fluxscope.errors import FluxscopeError, OutOfMemory
+from fluxscope.errors import FluxscopeError, OutOfMemory, clear_memory_errors
 from fluxscope.files import read_json, read_jsonl
-from fluxscope.machine import clear_memory_errors
 from fluxscope.sae.features import extract_image_tokens, load_sae
+from fluxscope.shapes.shipped import TEST_PROMPTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = REPOSITORY / "interp_scripts"

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from fluxscope.commands.site_map import Request, plan_of, site_map
-from fluxscope.embedded import CLIP_SHAPES
 from fluxscope.errors import ConfigError
 from fluxscope.files import read_json
 from fluxscope.models.model import open_model
@@ -22,6 +21,7 @@ from fluxscope.run.site_map_records import SiteMap
 from fluxscope.settings.config import make_config
 from fluxscope.shapes import oracle
 from fluxscope.shapes.pairs import caption_pairs, fulfilled, wish_of
+from fluxscope.shapes.shipped import CLIP_SHAPES
 from tests.tiny_models import save_tiny
 
 SHORT = {"num_inference_steps": 3, "target_step_number": 2, "batch_size": 4}

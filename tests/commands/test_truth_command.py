@@ -19,7 +19,6 @@ from fluxscope.commands.truth_scores import (
     score_verdicts,
 )
 from fluxscope.commands.truth_words import in_words, table
-from fluxscope.embedded import shipped_sae
 from fluxscope.errors import ConfigError, FluxscopeError
 from fluxscope.measures.detection import f1_of
 from fluxscope.measures.readout import Verdicts
@@ -32,6 +31,7 @@ from fluxscope.settings.config import Config
 from fluxscope.shapes import oracle, world
 from fluxscope.shapes.concepts import ATTRIBUTES, CONCEPTS, columns, token_truth
 from fluxscope.shapes.questions import questions
+from fluxscope.shapes.shipped import shipped_sae
 
 PICTURES = 120
 

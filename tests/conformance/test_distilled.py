@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fluxscope.embedded import CLIP_SHAPES
 from fluxscope.models.model import open_model
 from fluxscope.models.spec import PictureSpec
 from fluxscope.progress import Reporter
@@ -16,6 +15,7 @@ from fluxscope.run.rundir import RunDir
 from fluxscope.sae import TopKSparseAutoencoder
 from fluxscope.sae.formats import save
 from fluxscope.settings.config import Config, make_config
+from fluxscope.shapes.shipped import CLIP_SHAPES
 from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline
 from tests.tiny_models import DISTILLED, save_tiny
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fluxscope.embedded import CLIP_SHAPES
 from fluxscope.errors import FluxscopeError
 from fluxscope.models.capture import Capture
 from fluxscope.models.denoising import denoising_of
@@ -25,6 +24,7 @@ from fluxscope.run.rundir import RunDir
 from fluxscope.sae import TopKSparseAutoencoder
 from fluxscope.sae.formats import load, save
 from fluxscope.settings.config import make_config, settings_table
+from fluxscope.shapes.shipped import CLIP_SHAPES
 from tests.conftest import run_steps
 from tests.tiny_models import TINY, save_tiny
 

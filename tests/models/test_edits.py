@@ -12,7 +12,6 @@ from fluxscope.models.edits import (
     Edit,
     Scope,
     box_to_tokens,
-    parse_denoise_steps,
     schedule,
 )
 from fluxscope.models.model import Model
@@ -20,6 +19,7 @@ from fluxscope.models.sites import SITES, parse_site
 from fluxscope.models.spec import PictureSpec, ResumePoint
 from fluxscope.models.steering import Steerer
 from fluxscope.sae import ARCHITECTURES, TopKSparseAutoencoder
+from fluxscope.settings.steering import parse_denoise_steps
 
 SPEC = PictureSpec(height=128, width=128, steps=4, guidance=3.5)
 PROMPT = "a large red circle on a white background"

@@ -3,10 +3,10 @@ from string import ascii_lowercase
 import pytest
 import torch
 
-from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.errors import CheckpointError, ConfigError, FluxscopeError
 from fluxscope.models.model import open_model
 from fluxscope.models.spec import PictureSpec
+from fluxscope.shapes.shipped import FLUX_SHAPES
 
 SPEC = PictureSpec(height=128, width=128, steps=4, guidance=3.5)
 PROMPTS = ["a large red circle on a white background", "a small blue square on a black background"]
@@ -22,7 +22,7 @@ def test_a_picture_depends_on_its_own_seed_alone(model):
 def test_our_pictures_are_those_of_the_plain_pipeline(model):
     from diffusers import FluxPipeline
 
-    from fluxscope.embedded import resolve
+    from fluxscope.shapes.shipped import resolve
 
     whole = FluxPipeline.from_pretrained(resolve(FLUX_SHAPES), dtype=torch.float32)
     whole.set_progress_bar_config(disable=True)
@@ -82,7 +82,7 @@ def test_a_model_that_is_not_there_is_a_clear_error(tmp_path):
 def test_a_weights_file_cut_short_is_named(tmp_path):
     import shutil
 
-    from fluxscope.embedded import resolve
+    from fluxscope.shapes.shipped import resolve
 
     shutil.copytree(resolve(FLUX_SHAPES), tmp_path / "model")
     weights = next((tmp_path / "model" / "transformer").glob("*.safetensors"))

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.models.families import Flux1
 from fluxscope.models.model import open_model
 from fluxscope.models.prompts import PromptStore
+from fluxscope.shapes.shipped import FLUX_SHAPES
 
 PROMPTS = [f"a {size} {colour} circle" for size in ("large", "small") for colour in ("red", "blue", "green")]
 

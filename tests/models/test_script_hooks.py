@@ -5,7 +5,6 @@ import torch
 from diffusers import FluxPipeline
 from torch import nn
 
-from fluxscope.embedded import FLUX_SHAPES, resolve
 from fluxscope.errors import FluxscopeError
 from fluxscope.models.script_hooks import (
     EncodeDecodeSteeringHook,
@@ -14,6 +13,7 @@ from fluxscope.models.script_hooks import (
     StepActivationCatcher,
 )
 from fluxscope.sae import TopKSparseAutoencoder
+from fluxscope.shapes.shipped import FLUX_SHAPES, resolve
 
 PROMPT = "a large red circle on a white background"
 STEPS = 4

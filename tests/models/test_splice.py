@@ -41,7 +41,7 @@ def test_a_perfect_sae_recovers_everything(model, embeddings):
 
 
 def test_the_shipped_sae_beats_its_random_twin(model, embeddings):
-    from fluxscope.embedded import shipped_sae
+    from fluxscope.shapes.shipped import shipped_sae
 
     sae, _ = load(shipped_sae(15))
     (scores,) = spliced_scores(model, embeddings, [1, 2], SPEC, SITE, STEP, [sae])

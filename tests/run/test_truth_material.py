@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from fluxscope import files
-from fluxscope.embedded import shipped_sae
 from fluxscope.errors import ConfigError, MissingInputError, RunDirError
 from fluxscope.measures.detection import best_single_f1
 from fluxscope.models.model import open_model
@@ -16,6 +15,7 @@ from fluxscope.run.truth import codes_of, make_truth
 from fluxscope.sae.features import load_sae
 from fluxscope.shapes import oracle
 from fluxscope.shapes.concepts import ATTRIBUTES, CONCEPTS, TOKENS, token_truth
+from fluxscope.shapes.shipped import shipped_sae
 
 QUIET = Reporter(quiet=True)
 SITE = "double.5.ff"

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from fluxscope.embedded import OWN_SITE, SHIPPED_SAES, shipped_sae
 from fluxscope.errors import ConfigError
 from fluxscope.run.rundir import RunDir
 from fluxscope.settings.config import make_config
 from fluxscope.settings.load import load_config
+from fluxscope.shapes.shipped import OWN_SITE, SHIPPED_SAES, shipped_sae
 
 TWO = {"double.7.attn": "a.pt", "single.1": "b.pt"}
 FIVE, FIFTEEN, OWN = str(shipped_sae(5)), str(shipped_sae(15)), str(SHIPPED_SAES[OWN_SITE])

@@ -3,12 +3,12 @@
 import pytest
 
 from fluxscope.commands.sweep_truth import score_sae
-from fluxscope.embedded import OWN_SITE, SHIPPED_SAES, WEIGHTS
 from fluxscope.models.sites import parse_site
 from fluxscope.progress import Reporter
 from fluxscope.run.truth import make_truth
 from fluxscope.sae.formats import load
 from fluxscope.settings.config import make_config
+from fluxscope.shapes.shipped import OWN_SITE, SHIPPED_SAES, WEIGHTS
 
 STEP = 13
 

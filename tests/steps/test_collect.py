@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.errors import CheckpointError, ConfigError, FluxscopeError, MissingInputError, RunDirError
 from fluxscope.files import load_npy, read_json
 from fluxscope.models.capture import Capture
@@ -22,6 +21,7 @@ from fluxscope.run.rundir import RunDir
 from fluxscope.sae import BatchTopKSparseAutoencoder, TopKSparseAutoencoder
 from fluxscope.sae.formats import load, save
 from fluxscope.settings.config import make_config
+from fluxscope.shapes.shipped import FLUX_SHAPES
 from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline
 from tests.conftest import SMALL, run_steps
 

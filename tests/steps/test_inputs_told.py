@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from fluxscope.embedded import shipped_sae
 from fluxscope.files import read_json
 from fluxscope.models.model import open_model
 from fluxscope.models.sites import parse_site
@@ -16,6 +15,7 @@ from fluxscope.run.steering import load_steerer
 from fluxscope.sae import TopKSparseAutoencoder
 from fluxscope.sae.formats import load, save
 from fluxscope.settings.config import make_config
+from fluxscope.shapes.shipped import shipped_sae
 from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline
 from fluxscope.steps.select import prompts_of
 

@@ -17,12 +17,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 import fluxscope.steps.contact_sheet as sheet_step
 from fluxscope.draw import sheet as sheet_drawing
-from fluxscope.embedded import resolve
 from fluxscope.progress import Reporter
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context
 from fluxscope.run.rundir import RunDir
 from fluxscope.sae.formats import load
+from fluxscope.shapes.shipped import resolve
 
 
 @pytest.fixture(scope="module")

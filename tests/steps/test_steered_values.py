@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 import fluxscope.steps.steer as steer_step
-from fluxscope.embedded import resolve
 from fluxscope.files import read_jsonl
 from fluxscope.measures.clip import load_clip
 from fluxscope.measures.distance import clip_distance
@@ -23,6 +22,7 @@ from fluxscope.run.codes import CodeStore
 from fluxscope.run.rundir import RunDir
 from fluxscope.sae.formats import load
 from fluxscope.settings.config import make_config
+from fluxscope.shapes.shipped import resolve
 from tests.conftest import run_steps
 
 STEPS, FIRST, LAST = 6, 2, 4  # of denoising, and the first and last that are steered

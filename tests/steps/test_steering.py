@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner
 
 from fluxscope.commands.main import build_app
-from fluxscope.embedded import DONOR_SCORES, shipped_sae
 from fluxscope.errors import ConfigError, MissingInputError, RecordError
 from fluxscope.files import load_npy, read_json, write_json
 from fluxscope.measures.clip import open_picture
@@ -26,6 +25,7 @@ from fluxscope.run.step_log import StepLog
 from fluxscope.run.strict_json import part
 from fluxscope.sae.formats import load, save
 from fluxscope.settings.config import make_config
+from fluxscope.shapes.shipped import DONOR_SCORES, shipped_sae
 from fluxscope.steps import find_demos, steer
 from fluxscope.steps.find_demos import pick_candidates, score, worth
 from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from fluxscope.embedded import VERSION, resolve
 from fluxscope.errors import FluxscopeError
 from fluxscope.models.families.family import check_weights
 from fluxscope.models.here import folder_here, missing_of_clip, missing_of_pipeline
@@ -28,6 +27,7 @@ from fluxscope.run.rundir import RunDir
 from fluxscope.sae.formats import SaeInfo, load
 from fluxscope.sae.formats.hub import resolve as local_path
 from fluxscope.settings.config import Config
+from fluxscope.shapes.shipped import VERSION, resolve
 
 GIB = 2**30
 FLUX_TEXT_ENCODERS = 9.2 * GIB

@@ -15,9 +15,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from fluxscope.errors import FluxscopeError
+from fluxscope.errors import FluxscopeError, machine_fault, out_of_memory, ran_out_of_memory
 from fluxscope.files import explain_os_error
-from fluxscope.machine import machine_fault, out_of_memory, ran_out_of_memory
 from fluxscope.progress import tell
 from fluxscope.settings.config import Config, make_config, settings_table
 from fluxscope.settings.load import load_config

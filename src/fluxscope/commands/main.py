@@ -12,10 +12,10 @@ import typer
 
 from fluxscope.commands import benchmarks, checkpoints, pipeline, reports, steering, training
 from fluxscope.commands.flags import clear_errors, with_settings
-from fluxscope.embedded import VERSION
 from fluxscope.progress import quiet_imports, tell
 from fluxscope.settings.config import Config, settings_table
 from fluxscope.settings.load import config_class
+from fluxscope.shapes.shipped import VERSION
 from fluxscope.steps.table import STEPS
 
 EVERYWHERE = ("out_dir", "model_id", "active_layer", "active_site")

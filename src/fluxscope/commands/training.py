@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Optional, TypeVar, cast
 import typer
 
 from fluxscope.commands.flags import Quiet
-from fluxscope.embedded import FLUX_SHAPES, TEST_PROMPTS
 from fluxscope.errors import ConfigError
 from fluxscope.fields import Checked, Number, setting, to_numbers
 from fluxscope.progress import Reporter
 from fluxscope.sae.table import ARCHITECTURES, Entry, Sparsity, named, sparsities
 from fluxscope.settings.config import Config
 from fluxscope.settings.pictures import LARGEST_SEED
+from fluxscope.shapes.shipped import FLUX_SHAPES, TEST_PROMPTS
 
 if TYPE_CHECKING:
     from fluxscope.commands.train_saes import Training

@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from fluxscope.errors import TOKEN_COUNT_REMEDY, CheckpointError, FluxscopeError
-from fluxscope.machine import clear_memory_errors, machine_fault
+from fluxscope.errors import (
+    TOKEN_COUNT_REMEDY,
+    CheckpointError,
+    FluxscopeError,
+    clear_memory_errors,
+    machine_fault,
+)
 from fluxscope.progress import quiet_libraries
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fluxscope.embedded import resolve
 from fluxscope.models.model import Model
 from fluxscope.models.spec import PictureSpec
+from fluxscope.shapes.shipped import resolve
 
 
 @dataclass(frozen=True)

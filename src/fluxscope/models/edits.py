@@ -23,7 +23,6 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 from fluxscope.errors import ConfigError
-from fluxscope.fields import brief, to_range
 from fluxscope.models.hooks import Hook
 from fluxscope.models.sites import Site
 from fluxscope.sae import LinearSae, SparseCodes, encode_sparse
@@ -102,27 +101,6 @@ def schedule(name: str, steps: range) -> tuple[float, ...]:
         return tuple((i + 1) / n for i in range(n))
     assert name == "constant", f"unknown schedule: {name}"
     return (1.0,) * n
-
-
-def parse_denoise_steps(text: str, n_steps: int) -> range:
-    """The steps of a range such as "0-5" or "3", counted from 0, both ends included; "all" for every step.
-
-    Raises:
-        ConfigError: it is no range, or lies outside the run.
-    """
-    if text.strip() == "all":
-        return range(n_steps)
-    try:
-        steps = to_range(text)
-    except ValueError:
-        raise ConfigError(
-            f"steps cannot be {brief(text)}", "Give a range such as 0-5, counted from 0, or all."
-        ) from None
-    if not 0 <= steps[0] <= steps[-1] < n_steps:
-        raise ConfigError(
-            f"steps {text} are not among the run's {n_steps} steps", f"Choose within 0-{n_steps - 1}."
-        )
-    return steps
 
 
 def box_to_tokens(

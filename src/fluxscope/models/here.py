@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fluxscope.embedded import resolve
 from fluxscope.errors import FluxscopeError
 from fluxscope.files import read_json
+from fluxscope.shapes.shipped import resolve
 
 WEIGHTS = (
     *("model.safetensors", "diffusion_pytorch_model.safetensors"),

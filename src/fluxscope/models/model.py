@@ -27,13 +27,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from fluxscope.embedded import resolve
-from fluxscope.machine import clear_memory_errors
+from fluxscope.errors import clear_memory_errors
 from fluxscope.models.families import FAMILIES, DenoisingRun, Family, family_of
 from fluxscope.models.hooks import Clock, Hook
 from fluxscope.models.placement import free_memory, pick_device, pick_dtype
 from fluxscope.models.prompts import Prompts, TextPart, stack
 from fluxscope.models.spec import Embedding, ModelSpec, PictureSpec, ResumePoint
+from fluxscope.shapes.shipped import resolve
 
 
 def open_model(

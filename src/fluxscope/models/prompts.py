@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxscope.errors import ConfigError, FluxscopeError, clean
+from fluxscope.errors import ConfigError, FluxscopeError, clean, machine_fault
 from fluxscope.files import write_bytes, written_files
-from fluxscope.machine import machine_fault
 from fluxscope.models.families.family import Family
 from fluxscope.models.placement import free_memory
 from fluxscope.models.spec import Embedding

@@ -14,9 +14,8 @@ import numpy.typing as npt
 import zarr
 import zarr.codecs
 
-from fluxscope.errors import RunDirError
+from fluxscope.errors import RunDirError, machine_fault
 from fluxscope.files import explain_os_error
-from fluxscope.machine import machine_fault
 from fluxscope.run.inputs import command_to_collect_anew
 
 INDEX = "by_feature"

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from fluxscope.embedded import VERSION
 from fluxscope.errors import ConfigError, FluxscopeError, RunDirError
 from fluxscope.files import atomic_write, numbered_jsonl
 from fluxscope.models.placement import pick_device, pick_dtype
@@ -43,6 +42,7 @@ from fluxscope.run.strict_json import Place
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.formats import SaeInfo, load, odd_sparsity
 from fluxscope.settings.config import Config
+from fluxscope.shapes.shipped import VERSION
 
 OF_A_SITE = ("site_pattern", "target_step_number", "capture_steps", "sae_sha256")
 """What may differ from one site of a folder to another: the pictures do not depend on it."""

@@ -6,15 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fluxscope.embedded import resolve
 from fluxscope.progress import Reporter
 from fluxscope.run.freshness import Work
 from fluxscope.run.rundir import RunDir
 from fluxscope.settings.config import Config
+from fluxscope.shapes.shipped import resolve
 
 if TYPE_CHECKING:
     from fluxscope.models.model import Model
     from fluxscope.models.spec import PictureSpec
+    from fluxscope.sae import LinearSae
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,17 @@ class Context:
         if not self._opened:
             self._opened.append(open_model_of(self.config, self.report))
         return self._opened[0]
+
+    @property
+    def sae(self) -> LinearSae:
+        """The SAE of the site at hand, on the CPU.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        from fluxscope.sae.formats import load
+
+        return load(self.config.sae_path(self.files.site))[0]
 
 
 def step_work(context: Context) -> Work:

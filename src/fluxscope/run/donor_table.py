@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fluxscope.embedded import DONOR_SCORES, FLUX_SHAPES, resolve
 from fluxscope.measures.donor_scores import DEAD
 from fluxscope.run.context import Context
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.site_map_records import DonorTable, Share, SiteMap
 from fluxscope.settings.config import Config
+from fluxscope.shapes.shipped import DONOR_SCORES, FLUX_SHAPES, resolve
 
 
 def table_of(found: SiteMap) -> DonorTable:

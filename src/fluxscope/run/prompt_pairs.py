@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fluxscope.embedded import FLUX_SHAPES, NATURAL_PAIRS, resolve
 from fluxscope.errors import ConfigError
 from fluxscope.run.site_map_records import PromptPair, PromptPairs
 from fluxscope.shapes.pairs import caption_pairs
+from fluxscope.shapes.shipped import FLUX_SHAPES, NATURAL_PAIRS, resolve
 
 MOST = 1000
 """Pairs of a file at most."""

@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from fluxscope.errors import CheckpointError, ConfigError, FluxscopeError, clean
-from fluxscope.machine import clear_memory_errors
+from fluxscope.errors import CheckpointError, ConfigError, FluxscopeError, clean, clear_memory_errors
 from fluxscope.models.sites import Site, parse_site
 from fluxscope.models.spec import ModelSpec
 from fluxscope.run.activations import ActivationStore

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fluxscope.embedded import FLUX_SHAPES, resolve
 from fluxscope.errors import RecordError
 from fluxscope.files import save_image
 from fluxscope.measures.clip import embed_images, open_picture
@@ -31,6 +30,7 @@ from fluxscope.run.site_map_records import Control, Outcome, PromptPair
 from fluxscope.run.strict_json import Place, plain
 from fluxscope.shapes import oracle, world
 from fluxscope.shapes.pairs import Wish, fulfilled, wish_of
+from fluxscope.shapes.shipped import FLUX_SHAPES, resolve
 
 ITSELF = "donor"
 """The name under which the donor's own picture is judged, in place of a cell's."""

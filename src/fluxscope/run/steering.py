@@ -19,6 +19,7 @@ from fluxscope.run.records import RunLog, SelectedFeature, Selection
 from fluxscope.run.steering_records import Unit
 from fluxscope.settings.config import Config
 from fluxscope.settings.saes import block_of
+from fluxscope.settings.steering import parse_denoise_steps
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +76,7 @@ def scope_of(config: Config, site: str, kind: str = "add", region: torch.Tensor 
 
     Codes are changed where the SAE listens; strengths are added there too, or at `steer_site`.
     """
-    from fluxscope.models.edits import Scope, parse_denoise_steps, schedule
+    from fluxscope.models.edits import Scope, schedule
     from fluxscope.models.sites import parse_site
 
     elsewhere = config.steer_site.replace("{layer}", str(block_of(site))) if config.steer_site else site
@@ -194,8 +195,8 @@ def load_distance(config: Config) -> Distance:
     Raises:
         ConfigError: LPIPS is asked for, but it or AlexNet's weights are not here.
     """
-    from fluxscope.embedded import resolve
     from fluxscope.models.placement import pick_device
+    from fluxscope.shapes.shipped import resolve
 
     assert config.clip_model_id is not None
     device = str(pick_device(config.clip_device, fallback=str(pick_device(config.device))))

@@ -16,9 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fluxscope.errors import FluxscopeError, MachineError
+from fluxscope.errors import FluxscopeError, MachineError, machine_fault
 from fluxscope.files import read_json, write_text
-from fluxscope.machine import machine_fault
 
 Key = dict[str, Any]
 """What a piece of work was made from: JSON values by the names of settings and files."""

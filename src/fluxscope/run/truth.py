@@ -31,8 +31,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from fluxscope import files
-from fluxscope.errors import ConfigError, RunDirError
-from fluxscope.machine import machine_fault
+from fluxscope.errors import ConfigError, RunDirError, machine_fault
 from fluxscope.measures.clip import open_picture
 from fluxscope.measures.detection import Parts, split_by_group
 from fluxscope.models.capture import Activations, Capture

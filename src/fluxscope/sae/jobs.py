@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from fluxscope import files
-from fluxscope.errors import FluxscopeError
-from fluxscope.machine import clear_memory_errors
+from fluxscope.errors import FluxscopeError, clear_memory_errors
 from fluxscope.sae.data import Source
 from fluxscope.sae.formats import save
 from fluxscope.sae.metrics import Scores, evaluate

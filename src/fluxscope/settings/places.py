@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.errors import ConfigError
 from fluxscope.fields import Checked, setting
+from fluxscope.shapes.shipped import FLUX_SHAPES
 
 DEVICE = (r"auto|cpu|mps|cuda(:[0-9]{1,3})?", "auto, cpu, cuda or cuda:N")
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from fluxscope.errors import ConfigError
-from fluxscope.fields import Checked, setting
+from fluxscope.fields import Checked, brief, setting, to_range
 
 STRONGEST = 1e6
 
@@ -108,3 +108,24 @@ class Demos(Checked):
                 f"demo_percentile_low {low:g} is not below demo_percentile_high {high:g}",
                 "Demos come from between the two: give the smaller one first.",
             )
+
+
+def parse_denoise_steps(text: str, n_steps: int) -> range:
+    """The steps of a range such as "0-5" or "3", counted from 0, both ends included; "all" for every step.
+
+    Raises:
+        ConfigError: it is no range, or lies outside the run.
+    """
+    if text.strip() == "all":
+        return range(n_steps)
+    try:
+        steps = to_range(text)
+    except ValueError:
+        raise ConfigError(
+            f"steps cannot be {brief(text)}", "Give a range such as 0-5, counted from 0, or all."
+        ) from None
+    if not 0 <= steps[0] <= steps[-1] < n_steps:
+        raise ConfigError(
+            f"steps {text} are not among the run's {n_steps} steps", f"Choose within 0-{n_steps - 1}."
+        )
+    return steps

@@ -1,9 +1,9 @@
 """flux-shapes: a small real FLUX that ships with fluxscope, and the world whose pictures it draws."""
 
-from fluxscope import embedded
+from fluxscope.shapes import shipped
 
-WEIGHTS = embedded.WEIGHTS
-FLUX_SHAPES = embedded.SHIPPED[embedded.FLUX_SHAPES]
+WEIGHTS = shipped.WEIGHTS
+FLUX_SHAPES = shipped.SHIPPED[shipped.FLUX_SHAPES]
 """A diffusers FluxPipeline folder."""
-CLIP_SHAPES = embedded.SHIPPED[embedded.CLIP_SHAPES]
+CLIP_SHAPES = shipped.SHIPPED[shipped.CLIP_SHAPES]
 """A transformers CLIPModel folder with its processor."""

@@ -14,9 +14,9 @@ from itertools import islice
 
 import numpy as np
 
-from fluxscope.embedded import FLUX_SHAPES
 from fluxscope.errors import ConfigError
 from fluxscope.shapes import world
+from fluxscope.shapes.shipped import FLUX_SHAPES
 
 SEEDS_FROM = 2_000_000
 """Seeds of their own, far from those of runs and of training."""

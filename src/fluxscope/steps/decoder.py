@@ -34,10 +34,7 @@ NEAREST = 5
 def run(context: Context) -> str:
     from torch.nn.functional import normalize
 
-    from fluxscope.sae.formats import load
-
-    config, files = context.config, context.files
-    sae, _ = load(config.sae_path(files.site))
+    files, sae = context.files, context.sae
     ids = [record.feature_id for record in Selection.read(files.selected_features).features]
     if not ids:
         return nothing_to_show(context)

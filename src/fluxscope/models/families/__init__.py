@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fluxscope.embedded import resolve
 from fluxscope.errors import FluxscopeError
 from fluxscope.models.families.family import DenoisingRun, Family
 from fluxscope.models.families.flux1 import Flux1
 from fluxscope.models.families.flux2 import Flux2
+from fluxscope.shapes.shipped import resolve
 
 __all__ = ["FAMILIES", "DenoisingRun", "Family", "Flux1", "Flux2", "default_settings", "family_of"]
 

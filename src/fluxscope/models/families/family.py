@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fluxscope.embedded import resolve
-from fluxscope.errors import CheckpointError, FluxscopeError
-from fluxscope.machine import machine_fault, ran_out_of_memory
+from fluxscope.errors import CheckpointError, FluxscopeError, machine_fault, ran_out_of_memory
+from fluxscope.shapes.shipped import resolve
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
-from fluxscope.embedded import CLIP_SHAPES, FLUX_SHAPES, OWN_SITE, SHIPPED_SAES, TEST_PROMPTS, shipped_sae
 from fluxscope.models.families.family import DenoisingRun, Family, Pipeline, read_config
+from fluxscope.shapes.shipped import (
+    CLIP_SHAPES,
+    FLUX_SHAPES,
+    OWN_SITE,
+    SHIPPED_SAES,
+    TEST_PROMPTS,
+    shipped_sae,
+)
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from fluxscope.errors import CheckpointError
-from fluxscope.machine import clear_memory_errors
+from fluxscope.errors import CheckpointError, clear_memory_errors
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.config_values import shown
 from fluxscope.sae.formats import (

@@ -17,9 +17,9 @@ from fluxscope.errors import (
     FluxscopeError,
     MachineError,
     damaged_checkpoint,
+    machine_fault,
     no_checkpoint,
 )
-from fluxscope.machine import machine_fault
 from fluxscope.sae.formats.stated import Stated
 
 WEIGHT_FILES = ("sae_best.pt", "ae.pt", "sae_weights.safetensors", "sae.safetensors", "sae.pt")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 VERSION = "0.1.0"
 
-SHAPES = Path(__file__).resolve().parent / "shapes"
+SHAPES = Path(__file__).resolve().parent
 WEIGHTS = SHAPES / "weights"
 TEST_PROMPTS = SHAPES / "test_prompts.txt"
 
