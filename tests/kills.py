@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # a fork takes no threads along, and would wait for them for ever
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"  # a fork takes no threads along, and would wait for them for ever
 
 import argparse
 import importlib
@@ -224,14 +225,17 @@ def difference(wanted: dict[str, bytes], found: dict[str, bytes]) -> str:
     return ", ".join(sorted(words))
 
 
-def main(kills: int, seed: int, only: str) -> int:
+def main(kills: int, seed: int, only: str, each: int = 0) -> int:
     with tempfile.TemporaryDirectory() as place:
         harness = Kills(Path(place).resolve() / "kills")
         jobs = [job for job in harness.jobs if only in job.name]
         counts = {job.name: harness.operations(job) for job in jobs}
         print(", ".join(f"{name} {count}" for name, count in counts.items()), "file operations", flush=True)
         moments = [(job, n) for job in jobs for n in range(1, counts[job.name] + 1)]
-        chosen = random.Random(seed).sample(moments, min(kills, len(moments)))
+        draw = random.Random(seed)
+        chosen = draw.sample(moments, min(kills, len(moments)))
+        if each:
+            chosen = [(job, n) for job in jobs for n in draw.sample(range(2, counts[job.name] + 1), each)]
         faults = 0
         for job, operation in sorted(chosen, key=lambda moment: (moment[0].name, moment[1])):
             if fault := harness.fault(job, operation):
@@ -244,7 +248,8 @@ def main(kills: int, seed: int, only: str) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--each", type=int, default=0, help="so many kills of every job instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="jobs whose name holds these words")
     options = parser.parse_args()
-    sys.exit(main(options.kills, options.seed, options.only))
+    sys.exit(main(options.kills, options.seed, options.only, options.each))

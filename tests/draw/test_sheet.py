@@ -75,11 +75,13 @@ def test_every_picture_stands_in_its_own_place_with_its_own_text(monkeypatch):
                 )
                 for place in range(2)
             ],
-            clip_coherence=0.1 + card / 100,
-            coherence_z=2.0 + card,
-            crop_coherence=0.5 + card / 100,
-            frequency=0.2 + card / 100,
-            coverage=30 + card,
+            {
+                "clip_coherence": 0.1 + card / 100,
+                "coherence_z": 2.0 + card,
+                "crop_coherence": 0.5 + card / 100,
+                "frequency": 0.2 + card / 100,
+                "coverage": 30 + card,
+            },
         )
         for card in range(4)
     ]

@@ -510,7 +510,7 @@ def test_the_bench_tries_strengths_over_ranges(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--feature", "3", "--strength", "nan"], "cannot be steered by nan"),
+        (["--feature", "3", "--strength", "nan"], "--strength cannot be 'nan'"),
         (["--feature", "9999", "--strength", "1"], "there is no feature 9999"),
         (["--feature", "x", "--strength", "1"], "--feature cannot be 'x'"),
         (["--feature", "3"], "say in one way how to steer"),
