@@ -8,7 +8,8 @@ for bit, and so does everything the SAE failed to reconstruct:
     clamp  delta = (amount - z_f) * W_dec_f      the code set to a value
 
 z is the code of the activation as it passes. The weight is the schedule's factor for the step, 0 outside the
-region, and 0 where the feature is silent when only active tokens are meant.
+region, and 0 where the feature is silent when only active tokens are meant. Where norms are kept, each token
+is brought back to the norm that it had. Edits over several sites at once: `editing.py` and `methods/`.
 """
 
 from __future__ import annotations
@@ -72,13 +73,15 @@ class Scope:
         factors: what a change is multiplied by at each of these steps; None for 1 at all.
         region: the tokens that may change; None for all.
         only_active: change a token only where the feature is active on it.
+        keep_norm: bring each token back to the norm that it had.
     """
 
     site: Site
-    steps: range
+    steps: Sequence[int]
     factors: tuple[float, ...] | None = None
     region: Bool[Tensor, " t"] | None = None
     only_active: bool = False
+    keep_norm: bool = False
 
     def __post_init__(self) -> None:
         assert self.factors is None or len(self.factors) == len(self.steps)
@@ -144,7 +147,21 @@ class Edit(Hook):
     def act(self, site: Site, step: int, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"] | None:
         assert len(x) == self._n_rows, f"{len(x)} rows pass, {self._n_rows} are to be changed"
         delta = delta_of(self._sae, x, self._columns, self._scope, self._scope.factor(step))
-        return None if delta is None else (x.float() + delta).to(x.dtype)
+        return None if delta is None else moved(x, delta, self._scope.keep_norm)
+
+
+def moved(
+    x: Float[Tensor, "b t d"], delta: Float32[Tensor, "b t d"], keep_norm: bool = False
+) -> Float[Tensor, "b t d"]:
+    """x + delta in x's precision; with `keep_norm` each token has the norm that it had in x.
+
+    Where delta is 0 no bit changes, as the ratio of norms is then exactly 1.
+    """
+    changed = x.float() + delta
+    if keep_norm:
+        old, new = x.float().norm(dim=-1, keepdim=True), changed.norm(dim=-1, keepdim=True)  # b t 1
+        changed = changed * (old / new.clamp_min(torch.finfo(new.dtype).tiny))
+    return changed.to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -206,9 +223,8 @@ def delta_of(
     codes = None
     if any(_reads_code(column, scope) for column in columns):
         codes = encode_sparse(sae, x.to(sae.pre_bias.device))
-    total = _part(columns[0], codes, x, scope)
-    for column in columns[1:]:
-        total += _part(column, codes, x, scope)
+    along = torch.stack([_along(column, codes, x, scope) for column in columns], dim=-1)  # b t c
+    total = along @ torch.stack([column.direction for column in columns]).to(x.device)  # c d
     if scope.region is not None:
         total *= scope.region.to(x.device)[:, None]  # t 1
     return total * factor
@@ -218,10 +234,10 @@ def _reads_code(column: Column, scope: Scope) -> bool:
     return column.kind != "add" or (scope.only_active and column.feature is not None)
 
 
-def _part(
+def _along(
     column: Column, codes: SparseCodes | None, x: Float[Tensor, "b t d"], scope: Scope
-) -> Float32[Tensor, "b t d"]:
-    """One column's delta."""
+) -> Float32[Tensor, "b t"]:
+    """How far one column moves each token along its direction."""
     z = x.new_zeros(1, dtype=torch.float32)
     if _reads_code(column, scope):
         assert codes is not None and column.feature is not None
@@ -230,7 +246,7 @@ def _part(
     along = AMOUNT_TO_STEP[column.kind](amounts, z).nan_to_num(0.0).expand(x.shape[:2])  # b t
     if scope.only_active and column.feature is not None:
         along = along * (z > 0)
-    return along[..., None] * column.direction.to(x.device)
+    return along
 
 
 AMOUNT_TO_STEP: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
