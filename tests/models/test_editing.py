@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fluxscope.embedded import SHIPPED_SAES
+from fluxscope.shapes.shipped import SHIPPED_SAES
 from fluxscope.errors import ConfigError
 from fluxscope.models.capture import Capture
 from fluxscope.models.cells import PARTS, WHOLE, Window

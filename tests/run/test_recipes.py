@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from fluxscope.embedded import SHIPPED_SAES
+from fluxscope.shapes.shipped import SHIPPED_SAES
 from fluxscope.errors import ConfigError, FluxscopeError, RecordError
 from fluxscope.models.methods.push import Push
 from fluxscope.models.spec import PictureSpec
