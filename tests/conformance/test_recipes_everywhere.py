@@ -57,7 +57,7 @@ def in_region(tiny, **changes):
 
 
 def test_recipes_that_do_nothing_change_no_bit(tiny, prompts):
-    """Scaled by 1; carried over from a donor of the same prompt; mixed with the velocity of the same prompt."""
+    """Scaled by 1; carried over from a donor of the same prompt; mixed with that prompt's velocity."""
     carried = [SiteMoves(site=site, sae_sha256=site, features=[FeatureMove(feature=3)]) for site in SITES]
     nothing = [
         recipe(tiny),

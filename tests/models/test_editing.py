@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from fluxscope.shapes.shipped import SHIPPED_SAES
 from fluxscope.errors import ConfigError
 from fluxscope.models.capture import Capture
 from fluxscope.models.cells import PARTS, WHOLE, Window
@@ -17,6 +16,7 @@ from fluxscope.models.sites import VELOCITY, parse_site
 from fluxscope.models.spec import PictureSpec
 from fluxscope.sae import TopKSparseAutoencoder, encode_sparse
 from fluxscope.sae.formats import load
+from fluxscope.shapes.shipped import SHIPPED_SAES
 
 SPEC = PictureSpec(height=128, width=128, steps=4, guidance=3.5)
 RED, BLUE = "a large red circle on a white background", "a large blue circle on a white background"

@@ -108,10 +108,6 @@ def transport_of(recipe: Recipe, picture: PictureSpec, saes: Saes) -> Transporte
             )
         carried.append(Carried(_site(moves), sae, features, _window(recipe, moves)))
     region = region_of(recipe.region, picture)
-    if recipe.source == recipe.target:
-        raise ConfigError(
-            f"the target prompt of the recipe {recipe.name!r} is equal to the source", "Give another one."
-        )
     return Transported(_target(recipe), tuple(carried), _weight(recipe), region, bool(recipe.keep_norm))
 
 
@@ -272,6 +268,10 @@ def _target(recipe: Recipe) -> str:
     if not recipe.target:
         raise ConfigError(
             f"the recipe {recipe.name!r} has no target prompt", f"A {recipe.method} needs one: state it."
+        )
+    if recipe.target == recipe.source:
+        raise ConfigError(
+            f"the target prompt of the recipe {recipe.name!r} is equal to the source", "Give another one."
         )
     return recipe.target
 
