@@ -53,13 +53,17 @@ class FluxscopeError(Exception):
     Args:
         message: what is wrong, one line, naming the file, setting or number.
         hint: what to do about it, one line.
+        redo: the steps to run, with their flags, where that is what helps: "select", "collect --force", or
+            "collect, clip-embed". Who knows the run completes the hint by the whole command
+            (`run.inputs.name_command`).
 
-    Both are cleaned: they often quote what a file says.
+    Both texts are cleaned: they often quote what a file says.
     """
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", redo: str = "") -> None:
         self.message = clean(message, LONGEST_LINE)
         self.hint = clean(hint, LONGEST_LINE)
+        self.redo = redo
         super().__init__(self.message)
 
 

@@ -1,7 +1,9 @@
 """What is missing, cut short or edited is made again with the same bytes, and a hint's command helps."""
 
+import ast
 import dataclasses
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -10,9 +12,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import fluxscope
+from fluxscope import errors
 from fluxscope.commands.main import build_app
 from fluxscope.errors import FluxscopeError, RunDirError
-from fluxscope.files import read_json, write_json
+from fluxscope.files import read_json, save_npy, write_json
 from fluxscope.progress import Reporter
 from fluxscope.run.context import Context
 from fluxscope.run.rundir import RunDir
@@ -138,13 +142,38 @@ def test_an_edited_selection_is_drawn_and_steered_and_the_old_one_is_gone(copy):
 
 
 # --- hints ---
-def first_command(hint: str) -> list[str]:
-    words = shlex.split(hint[hint.index("fluxscope ") :])
-    return words[1:]
+def commands_in(hint: str) -> list[list[str]]:
+    """The commands that a hint names, without the program's name."""
+    return [shlex.split(each)[1:] for each in hint[hint.index("fluxscope ") :].split(" && ")]
 
 
 def without(name):
     return lambda config: getattr(RunDir.of(config), name).unlink()
+
+
+def edited(name, change):
+    def edit(config):
+        path = getattr(RunDir.of(config), name)
+        value = read_json(path)
+        change(value)
+        write_json(path, value)
+
+    return edit
+
+
+def with_fewer_rows(config):
+    path = RunDir.of(config).clip_embeddings
+    save_npy(path, np.load(path)[:-1])
+
+
+def with_a_picture_twice(config):
+    path = RunDir.of(config).manifest
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], lines[1], *lines[2:]]))
+
+
+def without_the_other_layer(config):
+    RunDir.of(config, "double.5.ff").s_matrix.unlink()
 
 
 def without_a_chunk(config):
@@ -164,6 +193,11 @@ def without_a_chunk(config):
         (without("best_demo_candidates"), "11"),
         (without_a_chunk, "9"),
         (without_a_chunk, "1"),
+        (edited("selected_features", lambda value: value["features"][0].update(feature_id=10**6)), "5"),
+        (edited("overlay_summary", lambda value: value["items"].clear()), "6"),
+        (with_fewer_rows, "4"),
+        (with_a_picture_twice, "4"),
+        (without_the_other_layer, "9"),
     ],
 )
 def test_the_command_of_a_hint_helps(copy, break_it, steps):
@@ -172,8 +206,9 @@ def test_the_command_of_a_hint_helps(copy, break_it, steps):
     break_it(copy)
     with pytest.raises(FluxscopeError) as caught:
         run_steps(copy, steps, force=number != 1)
-    done = CliRunner().invoke(build_app(), first_command(caught.value.hint))
-    assert done.exit_code == 0, done.output
+    for command in commands_in(caught.value.hint):
+        done = CliRunner().invoke(build_app(), command)
+        assert done.exit_code == 0, done.output
     run_steps(copy, steps)
     assert contents(copy) == before
 
@@ -240,3 +275,45 @@ def test_forced_with_fewer_prompts_only_the_new_pictures_and_those_of_others_sta
     run_steps(dataclasses.replace(config, max_prompts=2), "1", force=True)
     kept = {name: data for name, data in pictures(six).items() if int(name[4:10]) < 4}
     assert pictures(folder) == {**kept, mine.name: b"mine"}
+
+
+# --- every hint in the source ---
+SOURCES = Path(fluxscope.__file__).parent
+NAMES = "|".join(["run", *(step.name for step in STEPS)])
+STEP_WORDS = re.compile(rf"\b([Rr]un steps? [0-9]|[Cc]ollect (anew|again)\b)|fluxscope ({NAMES})\b")
+
+
+def errors_raised() -> list[tuple[str, ast.Call]]:
+    """Every call in the source that makes an error of ours, with its place."""
+    found = []
+    for path in SOURCES.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
+            if name.endswith("Error") and hasattr(errors, name):
+                found.append((f"{path.relative_to(SOURCES)}:{node.lineno}", node))
+    return found
+
+
+def words_of(node: ast.expr) -> str:
+    """A text as the source has it, what is put in left out."""
+    texts = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+@pytest.mark.parametrize(
+    ("place", "call"), errors_raised(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_hint_to_run_a_step_says_which_so_that_its_command_can_be_named(place, call):
+    """Literal commands would not be of the run at hand; only those that need no folder may stand."""
+    redo = next((words_of(each.value) for each in call.keywords if each.arg == "redo"), "")
+    hint = words_of(call.args[1]) if len(call.args) > 1 else ""
+    whole = any(
+        isinstance(each, ast.Call) and getattr(each.func, "id", "").startswith("command_")
+        for each in ast.walk(call)
+    )
+    if STEP_WORDS.search(hint) and not whole:
+        assert redo, f"{place}: {hint}"
+    for part in filter(None, redo.split(", ")):
+        name, *flags = part.split()
+        step = next(step for step in STEPS if step.name == name)
+        assert all(flag == "--force" or flag[2:].replace("-", "_") in step.settings for flag in flags), place

@@ -72,7 +72,8 @@ def with_settings(
                 config = settings_from(given.pop("config"), of_run, chosen)
             for name, group in groups.items():
                 given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
-            function(config, **given)
+            with whole_hints(config):
+                function(config, **given)
 
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own] + flags + old
     command.__doc__ = function.__doc__
@@ -129,6 +130,19 @@ def _hear_old_flag(name: str, value: str | None, chosen: dict[str, Any]) -> None
         tell(f"note: {OLD_NAMES[name]} is now {SHORT_NAMES[name]}", error=True)
         if chosen[name] is None:
             chosen[name] = value
+
+
+@contextmanager
+def whole_hints(config: Config) -> Iterator[None]:
+    """Name the whole command for this run where an error says only which step to run again."""
+    from fluxscope.run.inputs import name_command
+    from fluxscope.steps.table import SETTINGS_OF
+
+    try:
+        yield
+    except FluxscopeError as error:
+        name_command(error, config, SETTINGS_OF)
+        raise
 
 
 @contextmanager

@@ -42,9 +42,7 @@ def profile_steps(context: Context, pictures: int) -> str:
     config, files = context.config, context.files
     rows = Manifest.read(files.manifest, files.root).rows
     if not files.selected_features.is_file():
-        raise MissingInputError(
-            f"{files.selected_features} is not there", "Run step 4 first: fluxscope select"
-        )
+        raise MissingInputError(f"{files.selected_features} is not there", "Run step 4 first.", redo="select")
     features = [each.feature_id for each in Selection.read_some(files.selected_features).features]
     n_steps = picture_spec(config).steps
     numbers = config.capture_steps or tuple(range(1, n_steps + 1))

@@ -90,7 +90,7 @@ def normalised_grid(
             TOKEN_COUNT_REMEDY,
         )
     if not np.isfinite(values).all():
-        raise FluxscopeError("the token map holds NaN or Infinity", "Collect again with bf16 or fp32.")
+        raise FluxscopeError("the token map holds NaN or Infinity", "Collect anew.", redo="collect --force")
     full = float(np.percentile(values, clip_percentile))
     if full <= min_clip:
         full = max(float(values.max()), min_clip)

@@ -101,7 +101,9 @@ def _sheet(
     cards: Sequence[FeatureCard], title: str, subtitle: str, footer: str, tile: int, across: int, both: bool
 ) -> Image:
     if not any(card.examples for card in cards):
-        raise MissingInputError("no feature has an example to show", "Run steps 4 and 5 (select, overlays).")
+        raise MissingInputError(
+            "no feature has an example to show", "Run steps 4 and 5.", redo="select, overlays"
+        )
     layout = _Layout.of(cards, tile, both)
     across = min(max(across, 1), len(cards))
     down = -(-len(cards) // across)

@@ -84,7 +84,7 @@ def embed_images(
         features = getattr(features, "pooler_output", features).float()
         rows.append(torch.nn.functional.normalize(features, dim=-1).cpu().numpy())
     if not rows:
-        raise FluxscopeError("there are no images to embed", "Run step 1 (collect) first.")
+        raise FluxscopeError("there are no images to embed", "Run step 1 first.", redo="collect")
     return np.concatenate(rows).astype(np.float32)
 
 
@@ -144,10 +144,10 @@ def open_picture(path: Path | str) -> Image:
                 return file.convert("RGB")
     except FileNotFoundError:
         raise FluxscopeError(
-            f"{path} is not there", "Run step 1 (collect) again: it makes it anew."
+            f"{path} is not there", "Run step 1 again: it makes it anew.", redo="collect"
         ) from None
     except Exception as error:  # whatever a damaged or hostile file brings about inside Pillow
-        told = FluxscopeError(f"{path} is no readable picture ({error})", "Delete it and collect again.")
+        told = FluxscopeError(f"{path} is no readable picture ({error})", "Run step 1 again.", redo="collect")
         raise machine_fault(error, path, "read") or told from None
 
 

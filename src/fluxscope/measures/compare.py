@@ -199,7 +199,7 @@ def linear_cka(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         sums = new if sums is None else [total + more for total, more in zip(sums, new, strict=True)]
         n += len(x)
     if sums is None:
-        raise FluxscopeError("there are no tokens to compare", "Run step 1 (collect) first.")
+        raise FluxscopeError("there are no tokens to compare", "Run step 1 first.", redo="collect")
     x, y, xx, yy, xy = sums
     own = np.linalg.norm(xx - np.outer(x, x) / n) * np.linalg.norm(yy - np.outer(y, y) / n)
     if not own > 0:

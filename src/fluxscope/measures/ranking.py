@@ -56,7 +56,7 @@ def check_S(S: np.ndarray) -> None:
         )
     if 0 in S.shape:
         raise MissingInputError(
-            f"S is empty: {S.shape[0]} images, {S.shape[1]} features", "Run step 1 (collect) first."
+            f"S is empty: {S.shape[0]} images, {S.shape[1]} features", "Run step 1 first.", redo="collect"
         )
 
 
@@ -129,7 +129,8 @@ def check_values(value: np.ndarray, f: int, first_row: int, place: np.ndarray | 
     raise FluxscopeError(
         f"S holds {flat[bad]} at image {first_row + image}, feature {feature}",
         "Codes are finite and never negative: the model or the SAE overflowed (never use fp16), "
-        "or the SAE lacks its ReLU. Mend that and collect again.",
+        "or the SAE lacks its ReLU. Mend that and collect anew.",
+        redo="collect --force",
     )
 
 

@@ -66,6 +66,7 @@ class CodeStore:
             raise MissingInputError(
                 f"no codes of {site} at step {step_index} in {root}",
                 "Run step 1 (collect) with this site, step and SAE.",
+                redo="collect",
             )
         group = open_group(self.path, writable)
         self.n_tokens = whole_number(group, self.path, "n_tokens")
@@ -95,7 +96,8 @@ class CodeStore:
             raise RunDirError(
                 f"{path} holds codes of {store.n_tokens} tokens x {store.n_features} features, "
                 f"not {n_tokens} x {n_features}",
-                "Choose a new out_dir, or give --force to collect anew.",
+                "Choose a new out_dir, or collect anew.",
+                redo="collect --force",
             )
         return store
 
@@ -149,7 +151,8 @@ class CodeStore:
         if n_images > self.n_images:
             raise RunDirError(
                 f"{self.path} holds the codes of {self.n_images} images, but the manifest lists {n_images}",
-                "The folder's files do not fit together: give --force to collect anew.",
+                "The folder's files do not fit together. Collect anew.",
+                redo="collect --force",
             )
         if n_images < self.n_images:
             self._forget_index()
@@ -188,7 +191,8 @@ class CodeStore:
         if not 0 <= index < self.n_images:
             raise MissingInputError(
                 f"image {index} is not among the {self.n_images} whose codes are stored in {self.path}",
-                "Run step 1 (collect) to its end.",
+                "Run step 1 to its end.",
+                redo="collect",
             )
         return self.images(index, index + 1)
 

@@ -128,7 +128,8 @@ def open_collection(
         if recorder.done < committed:
             raise RunDirError(
                 f"{files.manifest} lists {committed} images, but the codes of {recorder.done} are stored",
-                "The folder's files do not fit together: give --force to collect anew.",
+                "The folder's files do not fit together. Collect anew.",
+                redo="collect --force",
             )
         target = Target(recorder, sae, info, files, hashes[site])
         write_run_log(config, target, jobs, completed=recorder.done, seconds=0.0)

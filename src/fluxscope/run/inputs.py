@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fluxscope.errors import FluxscopeError
+from fluxscope.errors import LONGEST_LINE, FluxscopeError, clean
 from fluxscope.files import read_json
 from fluxscope.run.context import Context
 from fluxscope.run.made_with import load_config_of_run
@@ -118,6 +118,27 @@ def command_for(name: str, files: RunDir, settings: Config | None = None, own: I
         taken = load_config_of_run(None, out_dir=str(files.root), active_site=settings.active_site)
         words += _flags(vars(settings), [each for each in own if each not in COLLECTED], taken)
     return shlex.join(words)
+
+
+def name_command(error: FluxscopeError, config: Config, settings_of: Mapping[str, Iterable[str]]) -> None:
+    """Complete the hint of an error that says which steps to run by the commands for this run, to be typed.
+
+    Args:
+        settings_of: the settings that each step reads, by its name.
+    """
+    if not error.redo:
+        return
+    files, commands = RunDir.of(config), []
+    for part in error.redo.split(", "):
+        name, *flags = part.split()
+        if flags == ["--force"]:
+            commands.append(command_to_collect_anew(files.root))
+            continue
+        words = shlex.split(command_for(name, files, config, settings_of[name]))
+        against = {flag.replace("--", "--no-", 1) for flag in flags}
+        commands.append(shlex.join([word for word in words if word not in against] + flags))
+    error.hint = clean(f"{error.hint.rstrip('.')}: {' && '.join(commands)}", LONGEST_LINE)
+    error.redo = ""
 
 
 def command_to_collect_anew(root: Path) -> str:

@@ -85,7 +85,8 @@ def open_layer(context: Context, site: str, top_images: int) -> Layer:
     if not files.s_matrix.is_file():
         raise MissingInputError(
             f"{files.name} was not collected: {files.s_matrix} is not there",
-            "Run step 1 with --compare-layers: fluxscope collect",
+            "Run step 1 for both sites.",
+            redo="collect --compare-layers",
         )
     s = load_npy(files.s_matrix, mmap=True)
     store = CodeStore(files.codes, site, config.target_step_index)
@@ -103,7 +104,8 @@ def same_images(early: Layer, late: Layer) -> Manifest:
     if [picture_of(row) for row in manifest.rows] != [picture_of(row) for row in other.rows]:
         raise RunDirError(
             f"{early.name} and {late.name} list different images",
-            "Collect both in one run: fluxscope collect --force",
+            "Collect both in one run.",
+            redo="collect --force",
         )
     return manifest
 

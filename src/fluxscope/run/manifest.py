@@ -92,7 +92,8 @@ class Manifest:
         if image_id not in self.place:
             raise MissingInputError(
                 f"image {image_id} is not in the manifest of {self.root}",
-                "Run steps 1 to 4 again: fluxscope run",
+                "Run steps 1 to 4 again.",
+                redo="collect, analyze, clip-embed, select",
             )
         return self.rows[self.place[image_id]]
 
@@ -104,16 +105,16 @@ class Manifest:
 def check_there(path: Path) -> None:
     """Raise MissingInputError where there is no manifest."""
     if not path.is_file():
-        raise MissingInputError(f"{path} is not there", "Run step 1 first: fluxscope collect")
+        raise MissingInputError(f"{path} is not there", "Run step 1 first.", redo="collect")
 
 
 def check_ids(path: Path, image_ids: Sequence[int]) -> None:
     """Raise where a manifest lists nothing, or an image twice."""
     if not image_ids:
-        raise MissingInputError(f"{path} lists no images", "Run step 1 first: fluxscope collect")
+        raise MissingInputError(f"{path} lists no images", "Run step 1 first.", redo="collect")
     if len(set(image_ids)) != len(image_ids):
         raise RunDirError(
-            f"{path} lists an image twice", "Start in a new folder, or give --force to collect anew."
+            f"{path} lists an image twice", "Start in a new folder, or collect anew.", redo="collect --force"
         )
 
 

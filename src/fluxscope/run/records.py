@@ -167,7 +167,7 @@ class Selection(Record):
         """
         selection = cls.read(path)
         if not selection.features:
-            raise MissingInputError(f"{path} lists no features", "Run step 4 again: fluxscope select")
+            raise MissingInputError(f"{path} lists no features", "Run step 4 again.", redo="select")
         return selection
 
 

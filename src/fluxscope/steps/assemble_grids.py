@@ -55,7 +55,9 @@ def run(context: Context) -> str:
                 context.report.say(f"     warning: {error.message}")
     if demos.features and not grids:
         raise MissingInputError(
-            f"{files.best_demo_candidates} lists no demo with pictures", "Run step 10: fluxscope find-demos"
+            f"{files.best_demo_candidates} lists no demo with pictures",
+            "Run step 10 again.",
+            redo="find-demos",
         )
     strengths = both_ways(demos.config.magnitudes)
     GridsSummary(layer_index=files.layer, strengths=strengths, grids=grids).write(
@@ -145,7 +147,7 @@ def steering_sheet(config: Config, report: Reporter) -> None:
     files = RunDir.of(config)
     if not files.steering_grids_summary.is_file():
         raise MissingInputError(
-            f"{files.steering_grids_summary} is not there", "Run step 11 first: fluxscope assemble-grids"
+            f"{files.steering_grids_summary} is not there", "Run step 11 first.", redo="assemble-grids"
         )
     context = Context(config, files, report)
     grids = GridsSummary.read(files.steering_grids_summary, files.root).grids
@@ -163,7 +165,9 @@ def steering_sheet(config: Config, report: Reporter) -> None:
                 rows.append(GridRow(row.pictures, label, row.notes, row.beside))
     if not rows:
         raise MissingInputError(
-            f"{files.best_demo_candidates} lists none of the grids", "Run steps 10 and 11 again."
+            f"{files.best_demo_candidates} lists none of the grids",
+            "Run steps 10 and 11 again.",
+            redo="find-demos, assemble-grids",
         )
     sheet = labelled_grid(
         rows,

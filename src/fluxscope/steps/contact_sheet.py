@@ -53,7 +53,7 @@ def card_of(context: Context, record: SelectedFeature, items: list[Overlay]) -> 
     own = [item for item in items if item.feature_id == record.feature_id]
     if not own:
         raise MissingInputError(
-            f"there are no overlays of feature {record.feature_id}", "Run step 5 again: fluxscope overlays"
+            f"there are no overlays of feature {record.feature_id}", "Run step 5 again.", redo="overlays"
         )
     examples = [
         Example(

@@ -41,7 +41,8 @@ def run(context: Context) -> str:
     if max(ids) >= sae.hidden_dim:
         raise ConfigError(
             f"feature {max(ids)} was selected, but the SAE has {sae.hidden_dim} features",
-            "The selection is of another SAE: run step 4 again, or set the SAE it came from.",
+            "The selection is of another SAE: set the SAE it came from, or run step 4 again.",
+            redo="select",
         )
     decoder, encoder = sae.decoder.weight.T[ids], sae.encoder.weight[ids]  # (m, d) each
     unit = normalize(sae.decoder.weight, dim=0)  # (d, f)

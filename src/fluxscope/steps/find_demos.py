@@ -112,7 +112,7 @@ def candidates_of(context: Context, ledger: Ledger[FeatureDemos]) -> dict[int, C
     for feature in tuple(ledger.missing):
         try:
             if not 0 <= feature < s.shape[1]:
-                raise MissingInputError(f"S has no feature {feature}", "Run steps 1 to 4 again.")
+                raise MissingInputError(f"S has no feature {feature}", "Run step 4 again.", redo="select")
             chosen[feature] = pick_candidates(np.asarray(s[:, feature]), image_ids, config, feature)
         except MissingInputError as error:
             ledger.fail(feature, error.message)

@@ -107,5 +107,6 @@ def check_features(context: Context, store: CodeStore, features: list[int]) -> N
             raise RunDirError(
                 f"{context.files.selected_features} selects feature {feature}, but the codes are of "
                 f"{store.n_features} features",
-                "Run step 4 again: fluxscope select",
+                "Run step 4 again.",
+                redo="select",
             )

@@ -9,11 +9,12 @@ from fluxscope.errors import ConfigError, FluxscopeError, MissingInputError
 from fluxscope.fields import brief, to_range
 from fluxscope.progress import Reporter
 from fluxscope.run.context import Context
+from fluxscope.run.inputs import name_command
 from fluxscope.run.lock import lock_run
 from fluxscope.run.rundir import RunDir
 from fluxscope.settings.config import Config
 from fluxscope.steps.step import Step, run_step
-from fluxscope.steps.table import STEPS
+from fluxscope.steps.table import SETTINGS_OF, STEPS
 
 DEFAULT_STEPS = "1-6,8"
 """What a run without --steps or --all does."""
@@ -70,10 +71,12 @@ def _run_in_order(
         try:
             run_step(step, context, STEPS)
         except FluxscopeError as error:
+            name_command(error, config, SETTINGS_OF)
             if not keep_going:
                 _say_not_run(report, steps[position + 1 :])
                 raise
             report.say(f"     failed: {error.message}")
+            report.say(f"       {error.hint}")
             failures.append(error)
     if failures:
         raise FluxscopeError(f"{len(failures)} of {len(steps)} steps failed", "The lines above say why.")

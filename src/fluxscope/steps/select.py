@@ -59,7 +59,8 @@ def run(context: Context) -> str:
     if not len(rows) == len(embeddings) == len(s):
         raise RunDirError(
             f"{len(rows)} pictures, {len(embeddings)} embeddings and {len(s)} rows of S do not fit",
-            "Run steps 1 and 3 again: fluxscope run --steps 1,3",
+            "Run steps 1 and 3 again.",
+            redo="collect, clip-embed",
         )
     prompt_idx = prompts_of(manifest)
     ranked = rank_images(s, prompt_idx, config.eps_alive, config.top_m_per_feature)

@@ -30,3 +30,6 @@ STEPS: tuple[Step, ...] = (
     find_demos.STEP,
     assemble_grids.STEP,
 )
+
+SETTINGS_OF = {step.name: step.settings for step in STEPS}
+"""The settings that each step reads, by its name."""
