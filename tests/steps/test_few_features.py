@@ -4,7 +4,9 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
+from fluxscope.commands.main import build_app
 from fluxscope.files import read_json, write_json
 from fluxscope.progress import Reporter
 from fluxscope.run.records import Selection
@@ -80,6 +82,13 @@ def test_one_feature_is_shown_by_every_step_and_an_empty_selection_clears_it_awa
 
     run_pipeline(config, Reporter(), parse_pipeline_steps(LATER))
     assert capsys.readouterr().out.count("up to date") == 7
+
+    for command, told in (
+        ("steps-profile", "no feature is selected"),
+        ("steering-sheet", "no feature has a demo"),
+    ):
+        done = CliRunner().invoke(build_app(), [command, "--out-dir", config.out_dir])
+        assert done.exit_code == 0 and told in done.output, done.output
 
 
 def test_features_that_nothing_ranks_are_not_called_the_best(tmp_path, capsys):

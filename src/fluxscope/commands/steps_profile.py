@@ -43,7 +43,9 @@ def profile_steps(context: Context, pictures: int) -> str:
     rows = Manifest.read(files.manifest, files.root).rows
     if not files.selected_features.is_file():
         raise MissingInputError(f"{files.selected_features} is not there", "Run step 4 first.", redo="select")
-    features = [each.feature_id for each in Selection.read_some(files.selected_features).features]
+    features = [each.feature_id for each in Selection.read(files.selected_features).features]
+    if not features:
+        return "no feature is selected, so there is none to profile"
     n_steps = picture_spec(config).steps
     numbers = config.capture_steps or tuple(range(1, n_steps + 1))
     steps = sorted({number - 1 for number in numbers})

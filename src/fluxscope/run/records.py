@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from fluxscope.errors import MissingInputError
 from fluxscope.run.site_map_records import Share
 from fluxscope.run.strict_json import Number, Record, is_number, others, ours, part
 
@@ -157,18 +155,6 @@ class Selection(Record):
         scores = [getattr(each, self.ranking, None) for each in self.features]
         known = [score for score in scores if score is not None]
         return len(known) > 1 and len(known) == len(scores) and max(known) - min(known) < SAME_SCORE
-
-    @classmethod
-    def read_some(cls, path: Path) -> Selection:
-        """Read a selection that has features.
-
-        Raises:
-            MissingInputError: it has none.
-        """
-        selection = cls.read(path)
-        if not selection.features:
-            raise MissingInputError(f"{path} lists no features", "Run step 4 again.", redo="select")
-        return selection
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,6 +153,9 @@ def steering_sheet(config: Config, report: Reporter) -> None:
     grids = GridsSummary.read(files.steering_grids_summary, files.root).grids
     wanted = {(grid.feature_id, grid.image_id) for grid in grids}
     demos = DemoCandidates.read(files.best_demo_candidates, files.root)
+    if not demos.features:
+        report.say("no feature has a demo, so there is no sheet of them")
+        return
     manifest = Manifest.read(files.manifest, files.root)
     made_with, strengths = demos.config, both_ways(demos.config.magnitudes)
     units = {"activation": "each feature's 99th-percentile activation", "absolute": "activations"}
