@@ -116,7 +116,7 @@ class Model:
     @property
     def pipe(self) -> Any:
         """The part of the diffusers pipeline that makes pictures, on the device."""
-        with clear_memory_errors("loading the model"):
+        with clear_memory_errors("loading the model"), torch.inference_mode(False):
             if self._pipe is None:
                 self._pipe = self.family.load_denoiser(resolve(self.model_id), self.dtype, self.pipeline)
             if self._pipe.device.type != self.device.type:  # to look through all weights takes its time
