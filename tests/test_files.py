@@ -98,3 +98,43 @@ def test_a_checkpoint_cut_short_is_a_clear_error(tmp_path, keep):
     path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
     with pytest.raises(CheckpointError, match="damaged or cut short"):
         files.read_torch_checkpoint(path)
+
+
+def npy_with(shape: str, descr: str = "'<f4'", data: bytes = b"") -> bytes:
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy_with("(1000000000000,)"),  # four terabytes, of which none is there
+        npy_with("(2, 3)", data=bytes(20)),
+        npy_with("(2, 3)", data=bytes(28)),
+        npy_with("(-1, 3)", data=bytes(12)),
+        npy_with("(2,)", "'|O'", bytes(16)),
+        npy_with("(2,)", "[('a', '<f4')]", bytes(8)),
+        npy_with("('x',)"),
+        npy_with("(9223372036854775807, 9223372036854775807)"),
+        b"\x93NUMPY\x07\x00",
+        b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 60000,
+        b"",
+        b"PK\x03\x04",
+    ],
+)
+def test_an_array_that_is_not_as_long_as_it_says_is_refused_unread(tmp_path, content, mmap):
+    path = tmp_path / "a.npy"
+    path.write_bytes(content)
+    with pytest.raises(FluxscopeError, match=r"a\.npy cannot be read"):
+        files.load_npy(path, mmap)
+
+
+def test_arrays_come_back_as_they_were_saved(tmp_path):
+    for array in (np.arange(6.0).reshape(2, 3), np.asfortranarray(np.eye(3)), np.zeros((0, 4)), np.array(5)):
+        files.save_npy(tmp_path / "a.npy", array)
+        for mmap in (False, True):
+            if array.size:
+                assert (files.load_npy(tmp_path / "a.npy", mmap) == array).all()
+        assert files.load_npy(tmp_path / "a.npy").shape == array.shape

@@ -98,9 +98,8 @@ def test_a_mask_of_the_whole_picture_is_the_other_prompt_s_picture_guided_or_not
 
 
 def test_attribution_reaches_every_kind_of_site(tiny, prompts):
-    """A tenth of a feature taken out takes a tenth of its share away: the models are random and far from linear.
-
-    With guidance the pass that is told of the prompt counts."""
+    """A tenth of a feature taken out takes a tenth of its share away; all of it would tell no more than that,
+    these random models being far from linear. With guidance the pass with the prompt counts."""
     torch.manual_seed(0)
     sae = TopKSparseAutoencoder(tiny.spec.width, 64, 4).eval().requires_grad_(False)
     saes = {parse_site(name): sae for name in SITES}

@@ -127,7 +127,7 @@ def test_leftovers_of_killed_writers_go_and_nothing_else(tmp_path):
     for path in (*left, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-    (run / "steering").symlink_to(elsewhere)
+    (run / "mine" / "there").symlink_to(elsewhere)
     config = make_config(out_dir=str(run))
     with lock_run(config, QUIET):
         assert not any(path.exists() for path in left)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from fluxscope import files
-from fluxscope.errors import ConfigError, MissingInputError, RunDirError
+from fluxscope.errors import ConfigError, FluxscopeError, MissingInputError, RunDirError
 from fluxscope.measures.detection import best_single_f1
 from fluxscope.models.model import open_model
 from fluxscope.models.sites import parse_site
@@ -112,7 +112,7 @@ def test_a_damaged_or_older_truth_is_read_again(model, made, monkeypatch):
     files.save_npz(path, concepts=np.array(["color: red"]), tokens=np.zeros(8, np.uint8))
     assert (make_truth(model, made.folder, 20, [], [], QUIET).tokens == made.tokens).all()
     path.write_bytes(b"PK nothing")
-    with pytest.raises(RunDirError, match=r"truth\.npz cannot be read"):
+    with pytest.raises(FluxscopeError, match=r"truth\.npz cannot be read"):
         make_truth(model, made.folder, 20, [], [], QUIET)
     path.unlink()
     assert (make_truth(model, made.folder, 20, [], [], QUIET).tokens == made.tokens).all()

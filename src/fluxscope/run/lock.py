@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from fluxscope.errors import RunDirError
-from fluxscope.files import explain_os_error
+from fluxscope.files import explain_os_error, refuse_links
 from fluxscope.progress import Reporter
 from fluxscope.run.rundir import RunDir
 from fluxscope.settings.config import Config
@@ -43,10 +43,11 @@ def lock_run(config: Config, report: Reporter) -> Iterator[None]:
     """Hold the settings' output folder, and clear it of what killed writers left.
 
     Raises:
-        RunDirError: another process holds it; the error names it.
+        RunDirError: another process holds it, and the error names it; or a link in it leads out of it.
     """
     files = RunDir.of(config)
     with lock(files.root, report) as held:
+        refuse_links(files.root, files.folders, deep=True)
         if held:
             sweep(files.root, files.folders)
         yield
@@ -57,11 +58,13 @@ def lock_folders(folders: Iterable[Path], report: Reporter) -> Iterator[None]:
     """Hold several folders that hold nothing but our files, and clear them of leftovers.
 
     Raises:
-        RunDirError: another process holds one of them.
+        RunDirError: another process holds one of them, or something in one is a link that leads out of it.
     """
     with ExitStack() as locks:
         for folder in dict.fromkeys(folders):
-            if locks.enter_context(lock(folder, report)):
+            held = locks.enter_context(lock(folder, report))
+            refuse_links(folder, [folder], deep=True)
+            if held:
                 sweep(folder, [folder])
         yield
 

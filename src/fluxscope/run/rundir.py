@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxscope.errors import ConfigError, RunDirError
-from fluxscope.files import inside
+from fluxscope.files import inside, refuse_links
 from fluxscope.run.records import RunLog
 from fluxscope.settings.config import Config
 from fluxscope.settings.saes import block_of
@@ -52,7 +52,7 @@ class RunDir:
         return files
 
     def check_inside(self) -> None:
-        """Raise RunDirError where a folder that a setting names lies, by its name or a link, elsewhere."""
+        """Raise RunDirError where a file or folder of the run lies elsewhere, by its name or a link."""
         for folder in (self.images, self.overlays):
             try:
                 inside(self.root, folder.relative_to(self.root).as_posix())
@@ -61,6 +61,14 @@ class RunDir:
                     f"the run's folder {folder} is one {error}",
                     "Set images_subdir and overlays_subdir to names inside the output folder.",
                 ) from None
+        refuse_links(self.root, [each for each in self.known if each.is_symlink()])
+
+    @property
+    def known(self) -> list[Path]:
+        """Every file and folder that has a fixed name."""
+        own = {name for name, kind in vars(RunDir).items() if isinstance(kind, property)} - {"known"}
+        found = [getattr(self, name) for name in sorted(own)]
+        return [each for each in found if isinstance(each, Path)] + self.folders
 
     @property
     def layer(self) -> int:

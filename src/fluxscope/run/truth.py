@@ -31,7 +31,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from fluxscope import files
-from fluxscope.errors import ConfigError, RunDirError, machine_fault
+from fluxscope.errors import ConfigError, RunDirError
 from fluxscope.measures.clip import open_picture
 from fluxscope.measures.detection import Parts, split_by_group
 from fluxscope.models.capture import Activations, Capture
@@ -273,11 +273,10 @@ def _read_kept(path: Path) -> Bool[np.ndarray, "n t c"]:
     if not path.is_file():
         return nothing
     try:
-        with np.load(path, allow_pickle=False) as found:
-            concepts, packed = found["concepts"].tolist(), found["tokens"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        told = RunDirError(f"{path} cannot be read", "Delete it and run the same command again.")
-        raise machine_fault(error, path, "read") or told from error
+        found = files.load_npz(path)
+        concepts, packed = found["concepts"].tolist(), found["tokens"]
+    except KeyError:
+        return nothing
     size = TOKENS * len(CONCEPTS)
     if concepts != list(CONCEPTS) or packed.ndim != 1 or packed.dtype != np.uint8 or len(packed) * 8 % size:
         return nothing
