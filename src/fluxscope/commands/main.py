@@ -79,6 +79,7 @@ def commands(kind: type[Config] | None) -> dict[str, Callable[..., None]]:
         "site-map": (reports.site_map, reports.SITE_MAP_SETTINGS),
         "steps-profile": (reports.steps_profile, reports.PROFILE_SETTINGS),
         "steer": (steering.steer, steering.SETTINGS),
+        "edit": (steering.edit, steering.SETTINGS),
         "steer-bench": (steering.steer_bench, steering.BENCH_SETTINGS),
         "steering-sheet": (steering.steering_sheet, steering.SETTINGS),
     }

@@ -5,7 +5,8 @@ Like every command these import no torch before they run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -20,7 +21,9 @@ from fluxscope.settings.steering import STRONGEST
 from fluxscope.steps.table import STEPS
 
 if TYPE_CHECKING:
+    from fluxscope.commands.edit_once import EditRequest
     from fluxscope.commands.steer_once import Request
+    from fluxscope.models.cells import Window
 
 STEP = next(step for step in STEPS if step.name == "steer")
 SETTINGS = STEP.settings
@@ -39,10 +42,35 @@ Clamp = Annotated[str, typer.Option("--clamp", help="Or set the code to a value.
 Prompt = Annotated[str, typer.Option("--prompt", help="The picture's prompt.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="The picture's seed (42 unless said).")]
 DEFAULT_SEED = 42
+MOST_FEATURES, LARGEST_DOSE = 4096, 100.0
 STRONG = {"low": -STRONGEST, "high": STRONGEST}
 Region = Annotated[str, typer.Option("--region", help="Steer only here: x0,y0,x1,y1 in pixels.")]
 SelfCheck = Annotated[
     bool, typer.Option("--self-check", help="Show that steering works on this model, SAE and site.")
+]
+Recipes = Annotated[
+    Optional[list[Path]],  # noqa: UP045 -- read by typer at run time
+    typer.Option("--recipe", help="Replay a recipe of `edit`; given several times, all act on one picture."),
+]
+Target = Annotated[str, typer.Option("--to", help="The prompt that says what it shall become.")]
+Where = Annotated[
+    str,
+    typer.Option("--where", help="Only where features fire, such as feature:123 or feature:12,40; detector."),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="transport (codes of a run of the other prompt), shift (mean codes of both prompts), detector "
+        "(the other prompt's velocity, where features fire or in a region). [default: detector where it is "
+        "said where, else transport]",
+    ),
+]
+Most = Annotated[str, typer.Option("--k", help="Features that may be moved, over all sites; or all.")]
+DoseOption = Annotated[float, typer.Option("--dose", help="How much of the edit; 1 is natural size.")]
+Noise = Annotated[
+    str,
+    typer.Option("--noise", help="Noise levels between which to act, such as 0.8-0. [default: the method's]"),
 ]
 Strengths = Annotated[str, typer.Option("--strengths", help="Strengths to try, such as 2,4,8,16.")]
 Ranges = Annotated[
@@ -62,6 +90,7 @@ def steer(
     prompt: Prompt = "",
     seed: Seed = None,
     region: Region = "",
+    recipe: Recipes = None,
     self_check: SelfCheck = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -73,6 +102,13 @@ def steer(
 
         if not check(config, to_option("--prompt", prompt, str), seed_of(seed), report):
             raise typer.Exit(1)
+    elif recipe:
+        from fluxscope.commands.edit_once import replay
+
+        if any((feature, strength, scale, clamp, region)):
+            raise ConfigError("a recipe says itself what is changed", "Leave --feature and its amounts out.")
+        with lock_run(config, report):
+            replay(config, recipe, to_option("--prompt", prompt, str), seed_of(seed), report)
     elif feature:
         from fluxscope.commands.steer_once import steer_once
 
@@ -85,6 +121,28 @@ def steer(
         from fluxscope.steps.pipeline import run_pipeline
 
         run_pipeline(config, report, (STEP,), force=force)
+
+
+def edit(
+    config: Config,
+    prompt: Prompt,
+    to: Target,
+    method: Method = "",
+    where: Where = "",
+    region: Region = "",
+    k: Most = "16",
+    dose: DoseOption = 1.0,
+    noise: Noise = "",
+    seed: Seed = None,
+    quiet: Quiet = False,
+) -> None:
+    """Change one picture as a prompt says, beside its baseline and control; writes a recipe to replay it."""
+    from fluxscope.commands.edit_once import edit_once
+
+    request = edit_of(prompt, to, method, where, region, k, dose, noise, seed)
+    report = Reporter(quiet)
+    with lock_run(config, report):
+        edit_once(config, request, report)
 
 
 def steer_bench(
@@ -144,6 +202,56 @@ def request_of(
         seed_of(seed),
         box_of(region) if region else None,
     )
+
+
+def edit_of(
+    prompt: str,
+    to: str,
+    method: str,
+    where: str,
+    region: str,
+    k: str,
+    dose: float,
+    noise: str,
+    seed: int | None,
+) -> EditRequest:
+    """The options of `edit`, checked.
+
+    Raises:
+        ConfigError: one is missing or out of bounds, or it is said in two ways where.
+    """
+    from fluxscope.commands.edit_once import MAKERS, EditRequest
+
+    kind, _, features = where.partition(":")
+    if where and kind != "feature":
+        raise ConfigError(f"--where cannot be {brief(where)}", "Give feature:123, or several: feature:12,40.")
+    if where and region:
+        raise ConfigError("it is said in two ways where", "Give --where or --region.")
+    chosen = method or ("detector" if where or region else "transport")
+    if where and chosen != "detector":
+        raise ConfigError(f"{chosen} has no use for --where", "Give --region, or leave --method out.")
+    if not prompt or not to:
+        raise ConfigError("a prompt is empty", 'Give --prompt "..." and --to "...".')
+    if dose == 0:
+        raise ConfigError("a dose of 0 changes nothing", "1 is natural size.")
+    return EditRequest(
+        to_option("--prompt", prompt, str),
+        to_option("--to", to, str),
+        seed_of(seed),
+        to_option("--method", chosen, str, choices=tuple(MAKERS)),
+        to_numbers("--where", features, int, low=0) if where else (),
+        box_of(region) if region else None,
+        None if k == "all" else to_numbers("--k", k, int, low=1, high=MOST_FEATURES)[0],
+        to_option("--dose", dose, float, low=-LARGEST_DOSE, high=LARGEST_DOSE),
+        noise_of(noise) if noise else None,
+    )
+
+
+def noise_of(text: str) -> Window:
+    """A window of noise levels."""
+    from fluxscope.models.cells import parse_windows
+
+    return parse_windows(text)[0]
 
 
 def seed_of(seed: int | None) -> int:

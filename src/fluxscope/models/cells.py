@@ -61,6 +61,20 @@ class Window:
     def steps(self, sigmas: Sequence[float]) -> tuple[int, ...]:
         return tuple(i for i, sigma in enumerate(sigmas) if self.low < sigma <= self.high)
 
+    def steps_on(self, sigmas: Sequence[float]) -> tuple[int, ...]:
+        """The same.
+
+        Raises:
+            ConfigError: no step of the schedule lies there.
+        """
+        steps = self.steps(sigmas)
+        if not steps:
+            raise ConfigError(
+                f"no step lies between the noise levels {self.high:g} and {self.low:g}",
+                f"The steps are at {', '.join(f'{sigma:.2f}' for sigma in sigmas[:40])}.",
+            )
+        return steps
+
     @property
     def name(self) -> str:
         return "" if self == WHOLE else f"@{self.high:g}-{self.low:g}"
@@ -210,6 +224,11 @@ def windows_named(text: str, sigmas: Sequence[float]) -> list[Window]:
     Raises:
         ConfigError: one is no window, or no step of the schedule lies in it.
     """
+    return without_steps_refused(parse_windows(text), sigmas)
+
+
+def parse_windows(text: str) -> list[Window]:
+    """The same for any schedule."""
     found: list[Window] = []
     for part in (part.strip() for part in text.split(",")):
         match = re.fullmatch(r"([01](?:\.[0-9]{1,6})?)-([01](?:\.[0-9]{1,6})?)", part)
@@ -224,14 +243,10 @@ def windows_named(text: str, sigmas: Sequence[float]) -> list[Window]:
                 f"{part!r} is no window of noise levels",
                 "Give whole, parts, or two levels such as 0.7-0.4: from 1, all noise, down to 0, none.",
             )
-    return without_steps_refused(found, sigmas)
+    return found
 
 
 def without_steps_refused(windows: Iterable[Window], sigmas: Sequence[float]) -> list[Window]:
     for window in windows:
-        if not window.steps(sigmas):
-            raise ConfigError(
-                f"no step lies between the noise levels {window.high:g} and {window.low:g}",
-                f"The steps are at {', '.join(f'{sigma:.2f}' for sigma in sigmas[:40])}.",
-            )
+        window.steps_on(sigmas)
     return list(dict.fromkeys(windows))

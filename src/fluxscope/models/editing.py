@@ -22,7 +22,6 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from fluxscope.errors import ConfigError
 from fluxscope.models.cells import Window
 from fluxscope.models.donors import Donor
 from fluxscope.models.hooks import Hook
@@ -54,13 +53,7 @@ class Rows:
         Raises:
             ConfigError: this schedule has no step there.
         """
-        steps = window.steps(self.sigmas)
-        if not steps:
-            raise ConfigError(
-                f"no step lies between the noise levels {window.high:g} and {window.low:g}",
-                f"The steps are at {', '.join(f'{sigma:.2f}' for sigma in self.sigmas[:40])}.",
-            )
-        return steps
+        return window.steps_on(self.sigmas)
 
 
 @runtime_checkable

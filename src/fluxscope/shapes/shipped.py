@@ -39,6 +39,13 @@ SHIPPED_SAES = {
 }
 """The SAEs that ship with flux-shapes, by their sites."""
 
+STEERING_SITES = tuple(f"double.{block}.attn" for block in (1, 8, 11, 15, 18))
+"""With the own site: the attention outputs that decide what flux-shapes draws. The network was grown from
+these six blocks."""
+
+STEERING_SAES = {site: WEIGHTS / f"sae_{site}" / "sae_best.pt" for site in (OWN_SITE, *STEERING_SITES)}
+"""The SAEs of these sites: small ones, for edits that act at all depths."""
+
 
 def resolve(name: str) -> str:
     """The folder of a model that ships, for its short name; any other name comes back as it is."""
