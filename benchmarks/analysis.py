@@ -19,14 +19,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fluxscope.measures.selection import rank_images, score_features, select_features
+from fluxscope.measures.selection import score_features, select_features
 from fluxscope.measures.stats import feature_stats
+from fluxscope.measures.top_images import rank_images
 
 EPS, TOP, MIN_PROMPTS, EMBED = 1e-4, 20, 6, 512
 DRAWS = 100  # random sets that the plain loop draws for each feature
@@ -56,7 +58,8 @@ def ours(folder: Path) -> dict[str, np.ndarray]:
     embeddings, prompts = np.load(folder / "embeddings.npy"), np.arange(len(S)) // 2
     stats = feature_stats(S, EPS, TOP)
     scores = score_features(rank_images(S, prompts, EPS, TOP), embeddings, prompts, MIN_PROMPTS)
-    chosen = select_features(scores, np.arange(len(S)))
+    scores = replace(scores, chosen_score=scores.clip_coherence)
+    chosen = select_features(scores, scores.ranked, np.arange(len(S)))
     return {
         "frequency": stats.frequency,
         "mean": stats.mean,
@@ -66,8 +69,8 @@ def ours(folder: Path) -> dict[str, np.ndarray]:
         "coherence": scores.clip_coherence,
         "z": scores.coherence_z,
         "coverage": scores.coverage,
-        "chosen": np.array([r["feature_id"] for r in chosen]),
-        "examples": np.array([r["example_image_ids"] for r in chosen]),
+        "chosen": np.array([r.feature_id for r in chosen]),
+        "examples": np.array([r.example_image_ids for r in chosen]),
     }
 
 

@@ -22,7 +22,7 @@ from scipy.stats import binom
 from fluxscope.files import load_npy, read_json, save_image, write_json, write_text
 from fluxscope.measures.clip import open_picture
 from fluxscope.measures.compare import sparse_S
-from fluxscope.measures.selection import rank_images
+from fluxscope.measures.top_images import rank_images
 from fluxscope.measures.truth import concept_matrix, concept_scores, token_iou, token_masks
 from fluxscope.models.edits import box_to_tokens
 from fluxscope.models.steering import Steerer
@@ -132,6 +132,8 @@ def config_of(out: Path) -> Config:
         reps_per_prompt=1,
         top_m_per_feature=TOP,
         top_features=SELECTED,
+        rank_by="clip_coherence",
+        most_alike=1.0,
         top_examples_per_feature=1,
         compare_layers=False,
     )

@@ -68,6 +68,7 @@ class Config(fluxscope.Config):
     clip_model_id: str | None = None
     clip_batch_size: int = 32
     clip_device: str = "auto"
+    clip_tiles: int = 4  # a side
 
     # Selection
     top_m_per_feature: int = 20
@@ -75,7 +76,8 @@ class Config(fluxscope.Config):
     top_features: int = 10
     top_examples_per_feature: int = 4
     enforce_global_unique_images: bool = True
-    rank_by: str = "clip_coherence"
+    rank_by: str = "clip_held_out"
+    most_alike: float = 0.4
 
     # Pictures of features
     patch_grid: tuple[int, int] | None = None

@@ -7,7 +7,7 @@ from scipy.sparse import csr_array
 
 from fluxscope.errors import FluxscopeError
 from fluxscope.measures.compare import sparse_S as to_sparse
-from fluxscope.measures.selection import rank_images
+from fluxscope.measures.top_images import rank_images
 from fluxscope.measures.truth import best_concepts, concept_matrix, concept_scores, token_iou, token_masks
 
 

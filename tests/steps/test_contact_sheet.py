@@ -103,10 +103,10 @@ def test_keys_of_other_programs_are_passed_over_where_they_hold_no_number(copy, 
     monkeypatch.setitem(sheet.SHOWN, "theirs", ("theirs", "{:.2f}"))
     path = RunDir.of(copy).selected_features
     selection = read_json(path)
-    found = zip(selection["features"], ("a word", [1], 10**400, None, 0.5, 7), strict=True)
-    for record, value in found:
-        record["theirs"] = value
-    write_json(path, selection)
-    run_steps(copy, "6")
-    shown = [dict(card.numbers()).get("theirs") for card in drawn[0]]
+    shown = []
+    for value in ("a word", [1], 10**400, None, 0.5, 7):
+        selection["features"][0]["theirs"] = value
+        write_json(path, selection)
+        run_steps(copy, "6")
+        shown.append(dict(drawn[0][0].numbers()).get("theirs"))
     assert shown == [None, None, None, None, "0.50", "7.00"]

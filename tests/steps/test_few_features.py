@@ -12,7 +12,7 @@ from fluxscope.progress import Reporter
 from fluxscope.run.records import Selection
 from fluxscope.run.rundir import RunDir
 from fluxscope.settings.config import make_config
-from fluxscope.steps.contact_sheet import title_of
+from fluxscope.steps.contact_sheet import title_of, warning_of
 from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline
 
 LATER = "5,6,7,8,9,10,11"
@@ -117,7 +117,7 @@ def test_features_that_nothing_ranks_are_not_called_the_best(tmp_path, capsys):
 
 def test_features_of_different_scores_are_ranked(begun):
     selection = Selection.read(RunDir.of(begun).selected_features)
-    first = selection.features[0]
+    first = replace(selection.features[0], chosen_score=None)  # as older files, by the score's own name
     second = replace(first, feature_id=first.feature_id + 1)
     by_z = replace(selection, rank_by="frequency")
     apart = [replace(first, frequency=0.5), replace(second, frequency=0.25)]
@@ -125,3 +125,26 @@ def test_features_of_different_scores_are_ranked(begun):
     same = [replace(first, frequency=0.5), replace(second, frequency=0.5)]
     assert title_of(replace(by_z, features=same)).startswith("2 features of the same frequency")
     assert title_of(replace(selection, rank_by="of another program")).startswith("The ")
+    apart = [replace(first, chosen_score=0.5), replace(second, chosen_score=0.25)]
+    assert title_of(replace(by_z, features=apart)) == "The 2 features with the highest frequency"
+    same = [replace(first, chosen_score=0.5), replace(second, chosen_score=0.5)]
+    assert title_of(replace(by_z, features=same)).startswith("2 features of the same frequency")
+
+
+def test_a_few_prompts_cannot_tell_and_one_can_rank_nothing(tmp_path, capsys):
+    """Eight prompts rank but tell nothing of chance; one prompt selects nothing and the run goes on."""
+    eight = make_config(**{**QUICK, "out_dir": str(tmp_path / "eight"), "max_prompts": 8})
+    run_pipeline(eight, Reporter(), parse_pipeline_steps("1-4"))
+    assert "8 prompts are not enough pictures to tell features from chance" in capsys.readouterr().out
+    selection = Selection.read(RunDir.of(eight).selected_features)
+    assert selection.rank_by == "clip_held_out" and selection.num_beating_chance is None
+    for each in selection.features:
+        assert (each.shown_score, each.p_value, each.q_value) == (None, None, None)
+        assert each.chosen_score == each.clip_held_out
+        assert warning_of(each, selection) == "not enough pictures to tell from chance"
+    one = make_config(**{**QUICK, "out_dir": str(tmp_path / "one"), "max_prompts": 1})
+    run_pipeline(one, Reporter(), parse_pipeline_steps("1-6"))
+    said = capsys.readouterr().out
+    assert "no feature is active on enough of the 1 pictures" in said
+    assert "1 prompt is not enough pictures to tell" in said
+    assert Selection.read(RunDir.of(one).selected_features).features == []

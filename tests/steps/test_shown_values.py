@@ -134,6 +134,13 @@ def test_each_row_is_its_own_pictures_embedding(clip, folder, manifest):
     )
     np.testing.assert_allclose(rows, own, atol=1e-5)
     np.testing.assert_array_equal(np.load(folder / "clip_image_ids.npy"), [r["image_id"] for r in manifest])
+    tiles = np.load(folder / "clip_tiles.npy")
+    assert tiles.shape == (len(manifest), 16, rows.shape[1])
+    for row in (0, len(manifest) - 1):
+        picture = Image.open(folder / manifest[row]["image_path"]).convert("RGB")
+        for tile, (top, left) in enumerate(itertools.product(range(0, 128, 32), repeat=2)):
+            own = embedded(clip, picture.crop((left, top, left + 32, top + 32)))
+            np.testing.assert_allclose(tiles[row, tile], own, atol=1e-5)
     np.testing.assert_array_equal(
         np.load(folder / "clip_prompt_idx.npy"), [r["prompt_idx"] for r in manifest]
     )
@@ -201,10 +208,11 @@ def box_of_peak(codes, grid, size):
 def test_the_selection_is_the_best_by_the_score_it_ranks_by(finished, folder, s, manifest, selection):
     """Greedily, best first; passed over are only those that lack pictures which no better one shows."""
     scores = np.load(folder / "feature_scores.npz")
-    rank_by = read(folder, "selected_features.json")["rank_by"]
-    by, chosen, shown = scores[rank_by], [record["feature_id"] for record in selection], set()
+    by, chosen, shown = scores["chosen_score"], [record["feature_id"] for record in selection], set()
+    assert read(folder, "selected_features.json")["rank_by"] == "clip_held_out"
+    np.testing.assert_array_equal(by, scores["clip_held_out"])  # 12 prompts are not parted
     assert (np.diff([by[f] for f in chosen]) <= 0).all()
-    ranked = [f for f in np.argsort(-by, kind="stable") if np.isfinite(by[f])]
+    ranked = [f for f in np.argsort(-by, kind="stable") if np.isfinite(by[f] + scores["clip_coherence"][f])]
     last = ranked.index(chosen[-1]) + 1 if len(chosen) == finished.top_features else len(ranked)
     for feature in ranked[:last]:
         own = [
@@ -319,6 +327,8 @@ def check_numbers(shown, record):
     assert shown["frequency"] == f"{record['frequency']:.1%}"
     assert shown["prompts covered"] == str(record["coverage"])
     assert shown["z against chance"] == f"{record['coherence_z']:+.1f}"
+    assert shown["chosen on 24"] == f"{record['chosen_score']:.2f}"
+    assert record["shown_score"] is None and record["q_value"] is None
 
 
 # Step 8

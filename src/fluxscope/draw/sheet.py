@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING
 
 from fluxscope.draw.heatmap import Picture
 from fluxscope.draw.page import MARGIN, blank_page, fitted_size, paste_framed
-from fluxscope.draw.text import FAINT, INK, LINE, PANEL, SOFT, font, line_height, shorten, wrap, write_lines
+from fluxscope.draw.text import (
+    ACCENT,
+    FAINT,
+    INK,
+    LINE,
+    PANEL,
+    SOFT,
+    font,
+    line_height,
+    shorten,
+    wrap,
+    write_lines,
+)
 from fluxscope.errors import MissingInputError
 
 if TYPE_CHECKING:
@@ -18,16 +30,21 @@ if TYPE_CHECKING:
 GAP, PAD = 14, 16
 SIDE = 172  # width of the card's column of numbers
 CAPTION, SMALL = 13, 12  # sizes of type, pixels
+HEAD, ROW = 46, 20  # height of a card's number, and of a line of its numbers
 
 
 SHOWN = {
+    "chosen_score": ("chosen on {chosen_pictures}", "{:.2f}"),
+    "shown_score": ("shown on {shown_pictures}", "{:.2f}"),
+    "q_value": ("false discovery", "{:.1%}"),
     "clip_coherence": ("coherence", "{:.3f}"),
     "coherence_z": ("z against chance", "{:+.1f}"),
     "crop_coherence": ("crop coherence", "{:.3f}"),
     "frequency": ("frequency", "{:.1%}"),
     "coverage": ("prompts covered", "{}"),
 }
-"""The measures that a card shows, by their names, in its order: label, and form of the number."""
+"""The measures that a card shows, by their names, in its order: label, and form of the number. A label may
+hold other measures, which must then be known."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +66,26 @@ class Example:
 
 @dataclass(frozen=True)
 class FeatureCard:
-    """A feature with its examples and its measures by name; None stands for what was not measured."""
+    """A feature with its examples and its measures by name; None stands for what was not measured.
+
+    Attributes:
+        warning: a few words that stand below the numbers, such as "not beyond chance".
+    """
 
     feature_id: int
     examples: Sequence[Example]
     measures: Mapping[str, float | None] = field(default_factory=dict)
     name: str = ""
+    warning: str = ""
 
     def numbers(self) -> list[tuple[str, str]]:
         """Label and value of what is known, in the order of the card."""
-        shown = [(label, form, self.measures.get(name)) for name, (label, form) in SHOWN.items()]
-        return [(label, form.format(value)) for label, form, value in shown if value is not None]
+        known = {name: value for name, value in self.measures.items() if value is not None}
+        return [
+            (label.format(**known), form.format(known[name]))
+            for name, (label, form) in SHOWN.items()
+            if name in known
+        ]
 
 
 def contact_sheet(
@@ -125,6 +151,7 @@ class _Layout:
     most: int
     note: bool
     caption_lines: int
+    side_height: int
 
     @classmethod
     def of(cls, cards: Sequence[FeatureCard], tile: int, both: bool) -> _Layout:
@@ -132,7 +159,9 @@ class _Layout:
         picture = fitted_size([example.overlay for example in examples], tile)
         cell = picture[0] * 2 + 2 if both else picture[0]
         needed = max(len(wrap(e.caption, font(CAPTION), cell, 3)) for e in examples)
-        return cls(picture, both, max(len(c.examples) for c in cards), any(e.note for e in examples), needed)
+        side = max(_side_height(card) for card in cards)
+        most, note = max(len(c.examples) for c in cards), any(e.note for e in examples)
+        return cls(picture, both, most, note, needed, side)
 
     @property
     def cell_width(self) -> int:
@@ -147,7 +176,14 @@ class _Layout:
         text = self.caption_lines * line_height(font(CAPTION)) + (
             line_height(font(SMALL)) if self.note else 0
         )
-        return max(PAD + self.picture[1] + (8 if text else 0) + text + PAD - 4, 168)
+        return PAD + max(self.picture[1] + (8 if text else 0) + text - 4, self.side_height) + PAD
+
+
+def _side_height(card: FeatureCard) -> int:
+    """Height of the column of numbers."""
+    warning = len(wrap(card.warning, font(SMALL, True), SIDE - 28, 2)) * line_height(font(SMALL))
+    name = len(wrap(card.name, font(CAPTION), SIDE - 24, 2)) * line_height(font(CAPTION))
+    return HEAD + (name + 4 if name else 0) + ROW * len(card.numbers()) + warning
 
 
 def _draw_card(
@@ -166,7 +202,7 @@ def _draw_numbers(draw: ImageDraw, corner: tuple[int, int], card: FeatureCard) -
     left, top = corner
     draw.text((left, top - 2), "FEATURE", FAINT, font(10, True))
     draw.text((left, top + 10), str(card.feature_id), INK, font(24, True))
-    top += 46
+    top += HEAD
     if card.name:
         lines = wrap(card.name, font(CAPTION), SIDE - 24, 2)
         write_lines(draw, (left, top - 4), lines, font(CAPTION), INK)
@@ -174,7 +210,10 @@ def _draw_numbers(draw: ImageDraw, corner: tuple[int, int], card: FeatureCard) -
     for label, value in card.numbers():
         draw.text((left, top), label, SOFT, font(SMALL))
         draw.text((left + SIDE - 28, top), value, INK, font(SMALL, True), anchor="ra")
-        top += 20
+        top += ROW
+    for line in wrap(card.warning, font(SMALL, True), SIDE - 28, 2):
+        draw.text((left, top), line, ACCENT, font(SMALL, True))
+        top += line_height(font(SMALL))
 
 
 def _draw_example(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from fluxscope.errors import (
     TOKEN_COUNT_REMEDY,
@@ -113,6 +113,31 @@ def peak_box(
     left, right = _span((column + 0.5) / columns, size[0], share)
     top, bottom = _span((row + 0.5) / rows, size[1], share)
     return left, top, right, bottom
+
+
+def tile_boxes(size: tuple[int, int], side: int) -> list[Box]:
+    """Cut a picture in side x side tiles, row by row. Each has a pixel at least.
+
+    Args:
+        size: width and height of the picture, pixels.
+    """
+    (xs, ys) = (
+        [(round(length * i / side), round(length * (i + 1) / side)) for i in range(side)] for length in size
+    )
+    return [
+        (left, top, max(right, left + 1), max(bottom, top + 1)) for top, bottom in ys for left, right in xs
+    ]
+
+
+def tile_of_tokens(grid: tuple[int, int], side: int) -> Int64[np.ndarray, " t"]:
+    """The tile in which each token's centre lies, of side x side tiles.
+
+    Args:
+        grid: rows and columns of tokens.
+    """
+    rows, columns = ((2 * np.arange(count) + 1) * side // (2 * count) for count in grid)
+    tiles: np.ndarray = (rows[:, None] * side + columns).reshape(-1)
+    return tiles
 
 
 def _span(centre: float, length: int, share: float) -> tuple[int, int]:

@@ -61,11 +61,11 @@ def check_S(S: np.ndarray) -> None:
 
 
 def walk_rows(
-    S: SMatrix, bounds: Int64[np.ndarray, " b"], order: Int64[np.ndarray, " n"] | None = None
+    S: SMatrix, bounds: Int64[np.ndarray, " b"], order: Int64[np.ndarray, " m"] | None = None
 ) -> Iterator[tuple[int, SMatrix]]:
     """Give S in blocks of rows, each with its first row; a block ends at each of the bounds.
 
-    With `order`, row i of the walk is row order[i] of S. Otherwise nothing is copied.
+    With `order`, row i of the walk is row order[i] of S, of all rows or some. Otherwise nothing is copied.
 
     Rows, because S is written in C order: a block of rows is one stretch of the file, while a column would
     touch a page of the disk for every image.

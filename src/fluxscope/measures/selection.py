@@ -1,45 +1,28 @@
-"""Which features are worth showing: coherent top images, on many prompts, beyond chance (step 4)."""
+"""Which features are worth showing: scores of all, chosen on some prompts, shown on others (step 4)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int, Int32
 
-from fluxscope.errors import ConfigError, FluxscopeError
+from fluxscope.errors import ConfigError
+from fluxscope.measures.certainty import false_discovery
 from fluxscope.measures.coherence import coherence, random_coherence
-from fluxscope.measures.ranking import (
-    Entries,
-    SMatrix,
-    TopLists,
-    check_S,
-    check_values,
-    count_rows,
-    even_bounds,
-    walk_rows,
-)
+from fluxscope.measures.halves import Halves
+from fluxscope.measures.held_out import Views, taught_by_others, taught_on_test_on
+from fluxscope.measures.top_images import RankedImages
 
-RANKINGS = ("clip_coherence", "coherence_z", "crop_coherence", "coverage", "frequency")
+if TYPE_CHECKING:
+    from scipy.sparse import csc_array
 
+RANKINGS = ("clip_held_out", "clip_coherence", "coherence_z", "crop_coherence", "coverage", "frequency")
 
-@dataclass(frozen=True)
-class RankedImages:
-    """The images that each feature fires on most, one per prompt.
-
-    Attributes:
-        image: int32 (f, m), rows of S by descending activation, the best image of each prompt, -1 after
-            the last; only images on which the feature is active.
-        score: float32 (f, m), their activations, -inf after the last.
-        coverage: int32 (f), distinct prompts on which the feature is active.
-        frequency: float32 (f), share of images on which it is active.
-    """
-
-    image: Int32[np.ndarray, "f m"]
-    score: Float32[np.ndarray, "f m"]
-    coverage: Int32[np.ndarray, " f"]
-    frequency: Float32[np.ndarray, " f"]
+FALSE_DISCOVERIES = 0.05
+"""The share of false discoveries among the features that are said to beat chance."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +40,14 @@ class FeatureScores:
         crop_coherence: float32 (f), the same of crops around the activation's peak (see with_crops).
         coverage, frequency: those of `ranked`.
         n_top: int32 (f), how many top images (of distinct prompts) there are.
+        clip_held_out: float32 (f), how well what other prompts' pictures taught tells where the feature
+            fires (measures/held_out.py); of a run in two halves: what the half that chooses it taught, on
+            the half that shows it.
+        p_value: float32 (f), the chance of so large a clip_held_out; 1 for alive features without one.
+        q_value: float32 (f), the share of false discoveries among all alive features of such a p_value.
+        chosen_score, shown_score: float32 (f), the score that ranks, on the pictures that choose the
+            feature and on those that show it.
+        chosen_pictures, shown_pictures: int32 (f), how many these are.
     """
 
     ranked: RankedImages
@@ -66,6 +57,13 @@ class FeatureScores:
     coverage: Int32[np.ndarray, " f"]
     frequency: Float32[np.ndarray, " f"]
     n_top: Int32[np.ndarray, " f"]
+    clip_held_out: Float32[np.ndarray, " f"]
+    p_value: Float32[np.ndarray, " f"]
+    q_value: Float32[np.ndarray, " f"]
+    chosen_score: Float32[np.ndarray, " f"]
+    shown_score: Float32[np.ndarray, " f"]
+    chosen_pictures: Int32[np.ndarray, " f"]
+    shown_pictures: Int32[np.ndarray, " f"]
 
     def measures(self) -> dict[str, np.ndarray]:
         """Every measure by its name."""
@@ -92,94 +90,12 @@ class Choice:
     top_m_image_ids: list[int]
 
 
-def rank_images(
-    S: SMatrix, prompt_idx: Int[np.ndarray, " images"], eps: float, top_m: int, block: int | None = None
-) -> RankedImages:
-    """Walk S once and rank each feature's images by activation, keeping the first image of each prompt.
-
-    Args:
-        S: float32 (n, f), an array or a memory map; it is read in blocks of rows, none of them smaller than
-            the images of one prompt.
-        prompt_idx: the prompt of each row.
-        eps: a feature is active on an image when S > eps.
-        top_m: how many images to keep.
-
-    Raises:
-        FluxscopeError: S is empty, damaged, or has another number of rows than prompt_idx.
-    """
-    check_S(S)
-    n, f = S.shape
-    if len(prompt_idx) != n:
-        raise FluxscopeError(
-            f"S has {n} images, the prompts are of {len(prompt_idx)}", "Both must come from the same run."
-        )
-    # The images of each prompt beside each other, as a run writes them, and blocks of whole prompts: then
-    # the maxima of the prompts take the place of their images at once.
-    order = np.argsort(prompt_idx, kind="stable")
-    as_is = bool((order == np.arange(n)).all())
-    first = np.unique(prompt_idx[order], return_index=True)[1]  # of each prompt, in the order
-    lists = TopLists(f, top_m, float(np.nextafter(np.float32(eps), np.float32(np.inf))))
-    coverage, count = np.zeros(f, np.int64), np.zeros(f, np.int64)
-    for start, rows in walk_rows(S, _prompt_bounds(first, n, f, block), None if as_is else order):
-        stop = start + len(rows)
-        heads = first[np.searchsorted(first, start) : np.searchsorted(first, stop)] - start
-        best = _maxima(rows, heads)
-        if not best.max() < np.inf:
-            check_values(rows, f, start)
-        coverage += count_rows(best > eps)
-        count += count_rows(rows > eps)
-        row, feature, value = _candidates(best, rows, heads, lists.bar)
-        lists.push(Entries(order[start + row], feature, value))
-    score, image = lists.lists()
-    return RankedImages(image, score, coverage.astype(np.int32), (count / n).astype(np.float32))
-
-
-def _prompt_bounds(
-    first: Int64[np.ndarray, " p"], n: int, f: int, block: int | None
-) -> Int64[np.ndarray, " b"]:
-    """Bounds of blocks of about even size, each moved back to the beginning of a prompt."""
-    wanted = even_bounds(n, f, block)[1:-1]
-    return np.unique(np.concatenate([[0], first[np.searchsorted(first, wanted, "right") - 1], [n]]))
-
-
-def _maxima(rows: SMatrix, heads: Int64[np.ndarray, " p"]) -> Float32[np.ndarray, "p f"]:
-    """The largest value of each stretch of rows; `heads` are the stretches' first rows.
-
-    By turns (all second rows, all third ones, ...): NumPy's reduceat takes many times as long.
-    """
-    size = np.diff(heads, append=len(rows))
-    if (size == size[0]).all():
-        turns = [rows[turn :: size[0]] for turn in range(size[0])]
-        best: np.ndarray = turns[0] if len(turns) == 1 else np.maximum(turns[0], turns[1])
-        for rest in turns[2:]:
-            np.maximum(best, rest, out=best)
-        return best
-    best = rows[heads]
-    for turn in range(1, int(size.max())):
-        more = np.flatnonzero(size > turn)
-        best[more] = np.maximum(best[more], rows[heads[more] + turn])
-    return best
-
-
-def _candidates(
-    best: SMatrix, rows: Float32[np.ndarray, "r f"], heads: Int64[np.ndarray, " p"], bar: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, feature and value of the prompts' maxima that reach the bar; the first row that has the value."""
-    prompt, feature = np.divmod(np.flatnonzero(best >= bar), best.shape[1])
-    value = best[prompt, feature]
-    row = heads[prompt]
-    behind = rows[row, feature] != value
-    while behind.any():
-        row[behind] += 1
-        behind = rows[row, feature] != value
-    return row, feature, value
-
-
 def score_features(
     ranked: RankedImages,
     embeddings: Float32[np.ndarray, "n e"],
     prompt_idx: Int[np.ndarray, " n"],
     min_prompts: int = 6,
+    some: Bool[np.ndarray, " n"] | None = None,
 ) -> FeatureScores:
     """Score the top images of all features at once.
 
@@ -189,23 +105,34 @@ def score_features(
         prompt_idx: the prompt of each image.
         min_prompts: features with fewer top images get no coherence; where the run has fewer prompts than
             that, all of its prompts are enough (but two at least).
+        some: the images that were ranked; by default all.
     """
+    some = np.ones(len(prompt_idx), bool) if some is None else some
+    prompt_idx = prompt_idx[some]
     top_m = ranked.image.shape[1]
     n_top = (ranked.image >= 0).sum(1).astype(np.int32)
     enough = max(2, min(min_prompts, top_m, len(np.unique(prompt_idx))))
     sets = np.where((n_top >= enough)[:, None], ranked.image, -1)
     value = coherence(embeddings, sets)
-    mean, deviation = random_coherence(embeddings, prompt_idx, top_m)
+    mean, deviation = random_coherence(embeddings[some], prompt_idx, top_m)
     # Where every random set is the same set (all prompts are needed), chance has no spread and z no meaning.
     deviation = np.where(deviation > 1e-9, deviation, np.nan)
+    unknown, n = np.full(len(value), np.nan, np.float32), np.full(len(value), len(prompt_idx), np.int32)
     return FeatureScores(
         ranked,
         clip_coherence=value,
         coherence_z=((value - mean[n_top]) / deviation[n_top]).astype(np.float32),
-        crop_coherence=np.full(len(value), np.nan, np.float32),
+        crop_coherence=unknown,
         coverage=ranked.coverage,
         frequency=ranked.frequency,
         n_top=n_top,
+        clip_held_out=unknown,
+        p_value=unknown,
+        q_value=unknown,
+        chosen_score=unknown,
+        shown_score=unknown,
+        chosen_pictures=n,
+        shown_pictures=n,
     )
 
 
@@ -227,42 +154,136 @@ def with_crops(
     return replace(scores, crop_coherence=crops)
 
 
-def order_features(scores: FeatureScores, rank_by: str) -> Int[np.ndarray, " m"]:
-    """The features that have a coherence and the score asked for, best first, ties by lower id."""
-    value = scores.by(rank_by).astype(np.float64)
+@dataclass(frozen=True)
+class Sides:
+    """What is known of every feature from all images, from those that choose it, from those that show it.
+
+    Where the prompts are too few for halves, all images do both, and nothing is known of chance.
+    """
+
+    overall: FeatureScores
+    choosing: FeatureScores
+    showing: FeatureScores
+
+    def each(self, change: Callable[[FeatureScores], FeatureScores]) -> Sides:
+        """The same change to all; where all images do both, once."""
+        overall = change(self.overall)
+        if self.choosing is self.showing:
+            return Sides(overall, overall, overall)
+        return Sides(overall, change(self.choosing), change(self.showing))
+
+    def by(self, rank_by: str) -> FeatureScores:
+        """The overall scores, with the score that ranks from either side."""
+        chosen = self.choosing.by(rank_by).astype(np.float32)
+        apart = self.choosing is not self.showing
+        shown = self.showing.by(rank_by).astype(np.float32) if apart else np.full_like(chosen, np.nan)
+        return replace(self.overall, chosen_score=chosen, shown_score=shown)
+
+
+def together(overall: FeatureScores, views: Views) -> Sides:
+    """All images choose and show."""
+    r = taught_by_others(views, np.ones(len(views.prompts), bool))
+    overall = replace(overall, clip_held_out=r)
+    return Sides(overall, overall, overall)
+
+
+def apart(
+    overall: FeatureScores, first: FeatureScores, second: FeatureScores, views: Views, halves: Halves
+) -> Sides:
+    """Each feature's scores on the half of the images that chooses it and on the half that shows it.
+
+    Args:
+        first, second: scores of each half.
+    """
+    one = np.isin(views.prompts, halves.prompts)
+    within = taught_by_others(views, one), taught_by_others(views, ~one)
+    (r_two, p_two), (r_one, p_one) = taught_on_test_on(views, one, ~one), taught_on_test_on(views, ~one, one)
+    choosing, showing = _dealt(first, second, halves.by_first), _dealt(second, first, halves.by_first)
+    choosing = replace(choosing, clip_held_out=np.where(halves.by_first, *within))
+    showing = replace(showing, clip_held_out=np.where(halves.by_first, r_two, r_one))
+    alive = overall.frequency > 0
+    p = np.where(alive, np.where(halves.by_first, p_two, p_one), np.nan)
+    q = np.full_like(p, np.nan)
+    q[alive] = false_discovery(p[alive])
+    overall = replace(
+        overall,
+        clip_held_out=showing.clip_held_out,
+        p_value=p.astype(np.float32),
+        q_value=q.astype(np.float32),
+        chosen_pictures=choosing.chosen_pictures,
+        shown_pictures=showing.shown_pictures,
+    )
+    return Sides(overall, choosing, showing)
+
+
+def _dealt(yes: FeatureScores, no: FeatureScores, by_first: Bool[np.ndarray, " f"]) -> FeatureScores:
+    """The scores of one side where the coin says so, else of the other."""
+
+    def either(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.where(by_first if a.ndim == 1 else by_first[:, None], a, b)
+
+    names = [each.name for each in fields(RankedImages)]
+    ranked = RankedImages(
+        **{name: either(getattr(yes.ranked, name), getattr(no.ranked, name)) for name in names}
+    )
+    others = {name: either(value, no.measures()[name]) for name, value in yes.measures().items()}
+    return replace(yes, ranked=ranked, **others)
+
+
+def order_features(scores: FeatureScores, value: Float32[np.ndarray, " f"]) -> Int[np.ndarray, " m"]:
+    """The features that have a coherence and the value asked for, largest first, ties by lower id."""
     eligible = np.flatnonzero(np.isfinite(value) & np.isfinite(scores.clip_coherence))
-    return eligible[np.argsort(-value[eligible], kind="stable")]
+    return eligible[np.argsort(-value[eligible].astype(np.float64), kind="stable")]
 
 
 def select_features(
     scores: FeatureScores,
+    showing: RankedImages,
     image_ids: Sequence[int] | Int[np.ndarray, " n"],
-    rank_by: str = "clip_coherence",
     top_features: int = 10,
     top_examples: int = 4,
     unique: bool = True,
+    patterns: csc_array | None = None,
+    most_alike: float = 1.0,
 ) -> list[Choice]:
-    """Choose features greedily, best first, each with its example images.
+    """Choose features greedily by their chosen_score, best first, each with its example images.
 
     With `unique` an image serves as an example once in the whole selection, and a feature that cannot
     show `top_examples` images of its own is passed over.
 
     Args:
+        showing: the images that each feature is shown on.
         image_ids: the id of each row of S.
+        patterns: (rows, f), where features fire; one whose pattern correlates with that of a chosen one by
+            more than `most_alike` is passed over.
 
     Returns:
         fewer than top_features where the run doesn't hold more.
     """
     used: set[int] = set()
     choices: list[Choice] = []
-    for feature in order_features(scores, rank_by):
+    kept: list[np.ndarray] = []
+    for feature in order_features(scores, scores.chosen_score):
         if len(choices) == top_features:
             break
-        top = [int(i) for i in scores.ranked.image[feature] if i >= 0]
+        top = [int(i) for i in showing.image[feature] if i >= 0]
         examples = [i for i in top if not (unique and i in used)][:top_examples]
         if len(examples) < top_examples:
             continue
+        pattern = None if patterns is None else _pattern(patterns, int(feature))
+        if pattern is not None and any(pattern @ other > most_alike for other in kept):
+            continue
+        kept += [] if pattern is None else [pattern]
         used.update(examples)
-        shown, ranked = ([int(image_ids[i]) for i in images] for images in (examples, top))
-        choices.append(Choice(int(feature), shown, ranked))
+        ranked = [int(i) for i in scores.ranked.image[feature] if i >= 0]
+        shown, best = ([int(image_ids[i]) for i in images] for images in (examples, ranked))
+        choices.append(Choice(int(feature), shown, best))
     return choices
+
+
+def _pattern(patterns: csc_array, feature: int) -> Float64[np.ndarray, " rows"]:
+    """Where a feature fires, as a unit vector less its mean: products of two are correlations."""
+    column = patterns[:, [feature]].toarray()[:, 0].astype(np.float64)
+    column -= column.mean()
+    unit: np.ndarray = column / max(float(np.linalg.norm(column)), 1e-12)
+    return unit

@@ -75,7 +75,10 @@ class ClipMeta(Record):
     normalized: bool = part("Whether the rows are unit vectors.")
 
 
-MEASURES = ("clip_coherence", "coherence_z", "crop_coherence", "coverage", "frequency", "n_top")
+MEASURES = (
+    *("clip_coherence", "coherence_z", "crop_coherence", "coverage", "frequency", "n_top", "clip_held_out"),
+    *("p_value", "q_value", "chosen_score", "shown_score", "chosen_pictures", "shown_pictures"),
+)
 """The measures of a selected feature that are fields of its record."""
 
 
@@ -94,6 +97,24 @@ class SelectedFeature(Record):
     coverage: int | None = ours("Distinct prompts on which it is active.")
     frequency: Number | None = ours("Share of pictures on which it is active.")
     n_top: int | None = ours("How many top pictures there are.")
+    clip_held_out: Number | None = ours(
+        "How well what other prompts' pictures taught tells where it fires: a correlation, on pictures that "
+        "did not choose it; null where it was not measured.",
+        null=True,
+    )
+    p_value: Number | None = ours(
+        "The chance of so large a clip_held_out; null where the pictures are not enough to tell.", null=True
+    )
+    q_value: Number | None = ours(
+        "The share of false discoveries among all alive features of such a p_value.", null=True
+    )
+    chosen_score: Number | None = ours("The score that ranks, on the pictures that chose it.", null=True)
+    shown_score: Number | None = ours(
+        "The same score on the other pictures, those that show it; null where the pictures were not parted.",
+        null=True,
+    )
+    chosen_pictures: int | None = ours("How many pictures chose it.")
+    shown_pictures: int | None = ours("How many others there are to show it.")
     further: dict[str, Any] = others("Further measures, by their names.")
     example_image_ids: list[int] = part("Pictures that it is shown on.")
     top_m_image_ids: list[int] = part("Its top pictures of distinct prompts, strongest first.")
@@ -113,6 +134,11 @@ class SelectedFeature(Record):
             top_m_image_ids=top,
         )
 
+    def ranked_by(self, ranking: str) -> Number | None:
+        """The score that ranked it; files of other programs, and older ones, hold it by its own name."""
+        own: Number | None = self.measures.get(ranking)
+        return own if self.chosen_score is None else self.chosen_score
+
     @property
     def measures(self) -> dict[str, Number | None]:
         """Every measure by its name; None where it was not taken. Keys that hold no number are none."""
@@ -130,12 +156,19 @@ class Selection(Record):
 
     num_images: int = part("Pictures of the run.")
     num_alive_features: int = part("Features that are active on some picture.")
+    num_beating_chance: int | None = ours(
+        "How many of these have a q_value within false_discovery_rate; null where the pictures are not "
+        "enough to tell.",
+        null=True,
+    )
     top_m_per_feature: int = part("Top pictures that a coherence is taken over, at most.")
     top_features: int = part("How many features were to be selected.")
     top_examples_per_feature: int = part("Example pictures of each.")
     enforce_global_unique_images: bool = part("Whether a picture is an example once only.")
     rank_by: str | None = ours("The score that ranks them.")
     min_prompts: int | None = ours("Distinct prompts that a feature must be active on.")
+    most_alike: Number | None = ours("Features that fire more alike (correlation) are selected once.")
+    false_discovery_rate: Number | None = ours("Share of false ones among those that beat chance.")
     layer_index: int | None = ours("Their layer.")
     donor_score: Share | None = ours(
         "How often a donor's activations, copied in at their site, bring about what its prompt asks for; "
@@ -152,7 +185,7 @@ class Selection(Record):
     @property
     def tied(self) -> bool:
         """Whether all features have the same score, so that nothing ranks them: they stand by their ids."""
-        scores = [getattr(each, self.ranking, None) for each in self.features]
+        scores = [each.ranked_by(self.ranking) for each in self.features]
         known = [score for score in scores if score is not None]
         return len(known) > 1 and len(known) == len(scores) and max(known) - min(known) < SAME_SCORE
 

@@ -130,6 +130,10 @@ class RunDir:
         return self.root / "clip_embeddings.npy"
 
     @property
+    def clip_tiles(self) -> Path:
+        return self.root / "clip_tiles.npy"
+
+    @property
     def clip_image_ids(self) -> Path:
         return self.root / "clip_image_ids.npy"
 

@@ -21,6 +21,12 @@ class Analysis(Checked):
     )
     clip_batch_size: int = setting(32, "Pictures embedded at a time.", low=1, high=65536)
     clip_device: str = setting("auto", "Device of CLIP: auto, cpu, cuda or cuda:N.", form=DEVICE)
+    clip_tiles: int = setting(
+        4,
+        "Tiles a side that each picture is cut in, to see what features fire on. 1: whole pictures alone.",
+        low=1,
+        high=32,
+    )
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,17 @@ class Selection(Checked):
     top_examples_per_feature: int = setting(4, "Example images of each selected feature.", low=1, high=10_000)
     enforce_global_unique_images: bool = setting(True, "Show each image with one feature only.")
     rank_by: str = setting(
-        "clip_coherence",
+        "clip_held_out",
         "Score that ranks the features.",
-        choices=("clip_coherence", "coherence_z", "crop_coherence", "coverage", "frequency"),
+        choices=(
+            *("clip_held_out", "clip_coherence", "coherence_z", "crop_coherence", "coverage", "frequency"),
+        ),
+    )
+    most_alike: float = setting(
+        0.4,
+        "Features that fire more like a selected one (correlation over tiles) are passed over. 1: none.",
+        low=0.0,
+        high=1.0,
     )
 
 

@@ -20,6 +20,11 @@ STEP = Step(
     settings=(),
 )
 
+PARTED = (
+    "Chosen on: the score on the pictures that chose the feature; shown on: on the others, of which some "
+    "stand here; false discovery: share of false ones among features as far from chance. "
+)
+
 
 def run(context: Context) -> str:
     files = context.files
@@ -27,7 +32,7 @@ def run(context: Context) -> str:
     if not selection.features:
         return nothing_to_show(context)
     overlays = OverlaySummary.read(files.overlay_summary, files.root)
-    cards = [card_of(context, record, overlays.items) for record in selection.features]
+    cards = [card_of(context, record, overlays.items, selection) for record in selection.features]
     title, subtitle = title_of(selection), subtitle_of(overlays, selection)
     footer = footer_of(overlays, selection)
     across = 2 if len(cards) > 6 else 1
@@ -43,7 +48,9 @@ def nothing_to_show(context: Context) -> str:
     return "nothing is selected, so there is no contact sheet"
 
 
-def card_of(context: Context, record: SelectedFeature, items: list[Overlay]) -> FeatureCard:
+def card_of(
+    context: Context, record: SelectedFeature, items: list[Overlay], selection: Selection
+) -> FeatureCard:
     """A selected feature with its example pictures, opened.
 
     Raises:
@@ -64,12 +71,22 @@ def card_of(context: Context, record: SelectedFeature, items: list[Overlay]) -> 
         )
         for item in own
     ]
-    return FeatureCard(record.feature_id, examples, record.measures)
+    return FeatureCard(record.feature_id, examples, record.measures, warning=warning_of(record, selection))
+
+
+def warning_of(record: SelectedFeature, selection: Selection) -> str:
+    """That a feature doesn't beat chance, or that nobody can tell; nothing in files that do not say."""
+    if selection.false_discovery_rate is None:
+        return ""
+    if record.q_value is None:
+        return "not enough pictures to tell from chance"
+    return "" if record.q_value <= selection.false_discovery_rate else "does not beat chance"
 
 
 def title_of(selection: Selection) -> str:
     """What the features have in common that are shown."""
-    score = selection.ranking.replace("clip_", "CLIP ").replace("_", " ")
+    score = selection.ranking.replace("clip_held_out", "held-out correlation with CLIP")
+    score = score.replace("clip_", "CLIP ").replace("_", " ")
     count = len(selection.features)
     if selection.tied:
         return f"{count} features of the same {score}: shown by number, nothing ranks them"
@@ -94,7 +111,8 @@ def footer_of(overlays: OverlaySummary, selection: Selection) -> str:
         blue += f"; full colour at percentile {overlays.clip_percentile:g} of its token map"
     if overlays.alpha_scale is not None:
         blue += f", {overlays.alpha_scale:.0%} opaque"
+    parted = any(each.shown_score is not None for each in selection.features)
     return (
-        f"{blue}. Coherence: mean pairwise CLIP cosine over the top {selection.top_m_per_feature} pictures "
-        f"of distinct prompts; z: against random sets of the same size."
+        f"{blue}. {PARTED if parted else ''}Coherence: mean pairwise CLIP cosine over the top "
+        f"{selection.top_m_per_feature} pictures of distinct prompts; z: against random sets of that size."
     )
