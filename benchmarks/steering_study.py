@@ -1,305 +1,282 @@
-"""Which way of steering works? A study on flux-shapes, judged by the oracle that reads its pictures back.
+"""Which edits of flux-shapes do what was wished and nothing else? `python benchmarks/steering_study.py`.
 
-    python benchmarks/steering_study.py --out study_output --processes 2
-
-Parts, in order: `prepare` makes a run and finds features and pictures; `screen` tries every way, time and
-strength on a few pictures; `full` tries each way, as it did best, on others; `table` holds the selected
-features whose top images share an attribute against two controls of equal norm, in the way that did best of
-those that steer by a single feature; `page` writes the study into docs/steering.md, with its pictures.
-Results are kept picture by picture: a study that was stopped goes on where it was.
+Methods x attributes x doses, judged by the oracle that reads pictures back, and written to
+docs/studies/steering.md between its marks. Parts: `choose` picks the level of masks on scenes of its own;
+`single` changes an attribute of one object, `held-out` the same where a pair of shape and colour comes about
+that the model never saw; `two` changes one of two objects; `equal` the left one of two equal ones, which no
+prompt can ask for. Results are kept scene by scene: a study that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from fluxscope.files import append_jsonl, read_jsonl, save_image
-from fluxscope.models.edits import Change, Row, Scope
+from fluxscope.files import append_jsonl, read_json, read_jsonl, write_json
+from fluxscope.models.attribution import call_of, gradients, velocity
+from fluxscope.models.capture import Capture
+from fluxscope.models.cells import WHOLE
+from fluxscope.models.editing import Edits, edited
+from fluxscope.models.methods.choice import Differences, differences
+from fluxscope.models.methods.control import control_of
+from fluxscope.models.methods.detector import DECIDED, Blended, Seen
+from fluxscope.models.methods.push import Pushed
+from fluxscope.models.methods.shift import shift
+from fluxscope.models.methods.transport import Carried, Transported
+from fluxscope.models.model import open_model
 from fluxscope.models.sites import parse_site
-from fluxscope.models.steering import Steerer
 from fluxscope.progress import Reporter
-from fluxscope.run.context import open_model_of
-from fluxscope.run.steering import load_steerer, random_direction
-from fluxscope.settings.steering import parse_denoise_steps
-from steering_material import Material, Picture, Wish, config_of, outcome, prepare
-from steering_report import STEERED, Records, best_cell, cells_of, of, write_page
-
-WINDOWS = {"early": "0-5", "middle": "6-12", "late": "13-19", "all but early": "6-19", "all": "0-19"}
-PARTS = ("prepare", "screen", "full", "table", "page")
-FF, BLOCK, TEXT_FF = "double.{layer}.ff", "double.{layer}", "double.{layer}.ff_context"
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way of steering.
-
-    Attributes:
-        doses: strengths in units of each feature's 99th-percentile activation; for scale, factors.
-        sites: where; the same change acts at each.
-        everywhere: on all image tokens; otherwise where the attribute is: the object's box, or outside it.
-        several: steer by the eight best detectors of the value instead of one feature.
-        suppress: push the eight best detectors of the present value as far the other way.
-        means: add what all features' mean codes where the wanted value is have over those where the present
-            one is; the dose multiplies this difference.
-    """
-
-    name: str
-    doses: tuple[float, ...]
-    sites: tuple[str, ...] = (FF,)
-    kind: str = "add"
-    everywhere: bool = False
-    several: bool = False
-    suppress: bool = False
-    means: bool = False
-
-
-ADD = Way("add", (8.0, 16.0, 32.0, 64.0, 128.0))
-WAYS = (
-    ADD,
-    Way("add, all tokens", (8.0, 32.0), everywhere=True),
-    Way("add at the block", (8.0, 32.0, 128.0, 512.0), (BLOCK,)),
-    Way("add, both streams", (8.0, 32.0), (FF, TEXT_FF)),
-    Way("scale", (15.0, 60.0), kind="scale"),
-    Way("clamp", (8.0, 32.0), kind="clamp"),
-    Way("eight", (2.0, 6.0, 16.0), several=True),
-    Way("swapped", (2.0, 6.0, 16.0), several=True, suppress=True),
-    Way("mean codes", (1.0, 4.0, 16.0, 32.0), means=True),
-    Way("eight at the block", (3.0, 8.0, 24.0), (BLOCK,), several=True),
-    Way("swapped, block", (3.0, 8.0, 24.0), (BLOCK,), several=True, suppress=True),
+from fluxscope.sae import LinearSae
+from fluxscope.sae.formats import load
+from fluxscope.shapes import oracle
+from fluxscope.shapes.oracle import Reading
+from fluxscope.shapes.shipped import FLUX_SHAPES, OWN_SITE, STEERING_SAES
+from steering_report import write_page
+from steering_scenes import (
+    Detector,
+    Scene,
+    detectors,
+    double_scenes,
+    equal_scenes,
+    is_as_told,
+    object_of,
+    outcome,
+    single_scenes,
+    tokens_of,
 )
-BY_NAME = {way.name: way for way in WAYS}
-SINGLE = tuple(way.name for way in WAYS if way.kind == "add" and not (way.several or way.means))
-CONTROLS = ("feature", "random direction", "random live feature")
+
+LEVELS = (0.1, 0.2, 0.3, 0.5)
+DOSES = (0.5, 0.75, 1.0, 1.5)
+KS = (4, 16, 64)
+EVERYWHERE = torch.ones(64, dtype=torch.bool)
+READ_AT = [5, 8, 11, 14]
+"""Steps at which features are held against truth: noise levels from 0.75 to 0.3."""
+ASKED_AT = (2, 6, 12)
+"""Steps at which gradients are taken."""
+
+Cells = list[tuple[str, Edits]]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A way, a window of steps and a dose."""
-
-    way: Way
-    window: str
-    dose: float
-
-
-@dataclass
 class Study:
-    """The results on disk, and the model to add to them.
+    """The model, its SAEs and the results on disk."""
 
-    Attributes:
-        share: this process does every n-th job from the i-th on.
-    """
-
-    out: Path
-    sizes: argparse.Namespace
-    share: tuple[int, int] = (0, 1)
-    report: Reporter = field(default_factory=Reporter)
+    def __init__(self, out: Path) -> None:
+        self.out, self.report = out, Reporter()
+        self.model = open_model(FLUX_SHAPES, "cpu", "float32", out / "prompt_embeddings")
+        self.spec = self.model.defaults
 
     @cached_property
-    def material(self) -> Material:
-        return Material.read(self.out / "material.json")
+    def saes(self) -> dict[str, LinearSae]:
+        return {site: load(path)[0] for site, path in STEERING_SAES.items()}
 
     @cached_property
-    def steerer(self) -> Steerer:
-        config = config_of(self.out)
-        prompts = [picture.prompt for picture in self.material.pictures]
-        steerer = load_steerer(config, open_model_of(config), config.site, prompts)
-        steerer.max_rows = 32
-        return steerer
+    def detectors(self) -> dict[str, Detector]:
+        """Found once and kept."""
+        path = self.out / "detectors.json"
+        if not path.is_file():
+            found = detectors(self.model, self.saes[OWN_SITE], OWN_SITE, self.spec, READ_AT)
+            write_json(path, {name: vars(each) for name, each in found.items()})
+        kept = read_json(path)
+        return {name: Detector(tuple(v["features"]), tuple(v["naturals"])) for name, v in kept.items()}
 
     def results(self, part: str) -> list[dict[str, Any]]:
-        """A part's records, those of all processes."""
-        return [record for path in sorted(self.out.glob(f"{part}.*.jsonl")) for record in read_jsonl(path)]
-
-    # --- what is to be done ---
-    def jobs(self, part: str) -> list[tuple[Wish, Picture]]:
-        """The features and pictures of a part. Those of `full` are not those of `screen`."""
-        first, last = {
-            "screen": (0, self.sizes.screen_pictures),
-            "full": (self.sizes.screen_pictures, self.sizes.screen_pictures + self.sizes.full_pictures),
-            "table": (0, self.sizes.table_pictures),
-        }[part]
-        wishes = self.material.wishes
-        if part == "table":
-            wishes = self.material.selected[: self.sizes.table_features]
-        return [(wish, p) for wish in wishes for p in self.material.lacking(wish)[first:last]]
-
-    def missing(self, part: str) -> list[tuple[Wish, Picture]]:
-        done = {(record["feature"], record["seed"]) for record in self.results(part)}
-        return [(wish, p) for wish, p in self.jobs(part) if (wish.feature, p.seed) not in done]
-
-    def cells(self, part: str) -> list[Cell]:
-        """All cells to screen them; then each way as it did best, adding in every window, and what did best
-        for each attribute of the ways with a single feature."""
-        if part == "screen":
-            return [Cell(way, window, dose) for way in WAYS for window in WINDOWS for dose in way.doses]
-        records = self.results("screen")
-        screened = cells_of(records)
-        chosen = [self.best(screened, way=way.name) for way in WAYS]
-        chosen += [self.best(screened, way=ADD.name, window=window) for window in WINDOWS]
-        chosen += self.best_singles(records).values()
-        return list(dict.fromkeys(chosen))
-
-    def best(self, records: dict[Any, Any], **where: str) -> Cell:
-        way, window, dose = best_cell(records, **where)
-        return Cell(BY_NAME[way], window, dose)
-
-    def best_singles(self, records: Records) -> dict[str, Cell]:
-        """For each attribute the cell in which adding a single feature did best."""
-        own = [record for record in records if record["way"] in SINGLE]
-        return {attribute: self.best(cells_of(of(own, attribute))) for attribute in STEERED}
+        path = self.out / f"{part}.jsonl"
+        return list(read_jsonl(path)) if path.is_file() else []
 
     @cached_property
-    def setups(self) -> dict[str, tuple[Way, str]]:
-        """For each attribute the way and the window of the table."""
-        best = self.best_singles(self.results("full"))
-        return {attribute: (cell.way, cell.window) for attribute, cell in best.items()}
+    def level(self) -> float:
+        """The mask's level that did best on the scenes that choose it."""
+        clean = dict.fromkeys(LEVELS, 0)
+        for record in self.results("choose"):
+            if record["cell"].startswith("level "):
+                clean[float(record["cell"].split()[1])] += record["became"] and not record["changed"]
+        return max(clean, key=lambda level: clean[level])
 
-    # --- doing it ---
-    def run(self, part: str) -> None:
-        """This process's share of a part."""
-        number, n = self.share
-        mine = [job for i, job in enumerate(self.jobs(part)) if i % n == number]
-        missing = self.missing(part)
-        path = self.out / f"{part}.{number}.jsonl"
-        trying = self.controls if part == "table" else self.ways(self.cells(part))
-        with self.report.progress(part, len(mine), "pictures") as advance:
-            for wish, picture in mine:
-                if (wish, picture) in missing:
-                    append_jsonl(path, list(self.tried(part, wish, picture, trying)))
+    def run(self, part: str, scenes: Iterator[Scene], count: int, cells: Callable[..., Cells]) -> None:
+        """Steer the first scenes whose own pictures, by both prompts, show what is told."""
+        done = {record["seed"] for record in self.results(part)}
+        made = len(done)
+        with self.report.progress(part, count, "scenes") as advance:
+            for _ in range(made):
                 advance()
+            for scene in scenes:
+                if made >= count:
+                    break
+                if scene.seed in done:
+                    continue
+                records = self.tried(scene, cells)
+                if records:
+                    append_jsonl(self.out / f"{part}.jsonl", records)
+                    made += 1
+                    advance()
 
-    def ways(self, cells: Sequence[Cell]) -> Trying:
-        """Trying cells; those that act in the same place at the same time run in one batch."""
-        groups: dict[tuple[Any, ...], list[Cell]] = {}
-        for cell in cells:
-            groups.setdefault((cell.way.sites, cell.way.everywhere, cell.window), []).append(cell)
+    def tried(self, scene: Scene, cells: Callable[..., Cells]) -> list[dict[str, Any]]:
+        """A record for each cell; none where the model's own pictures are not as told."""
+        self.prompts = self.model.encode([scene.source, scene.target])
+        seen = [oracle.read(picture) for picture in self.pictures(scene, [("", self.told(scene))])]
+        if not is_as_told(scene.source, seen[0]) or not is_as_told(scene.target, seen[1]):
+            return []
+        wanted = cells(scene, seen[0])
+        made = self.pictures(scene, wanted)
+        records = []
+        for (name, _), picture in zip(wanted, made[1:], strict=True):
+            found = outcome(scene, seen[0], oracle.read(picture))
+            about = {"seed": scene.seed, "attribute": scene.attribute, "cell": name}
+            records.append({**about, "became": bool(found.became), "changed": list(found.changed)})
+        return records
 
-        def trying(wish: Wish, picture: Picture) -> Iterator[Tried]:
-            for group in groups.values():
-                scopes = self.scopes(group[0].way, group[0].window, wish, picture)
-                rows = [self.row(cell, wish, picture) for cell in group]
-                made = self.steerer.steer(picture.prompt, picture.seed, rows, *scopes)
-                for cell, pixels in zip(group, made.pictures.numpy(), strict=True):
-                    yield {"way": cell.way.name, "window": cell.window, "dose": cell.dose}, pixels
+    def pictures(self, scene: Scene, cells: Cells) -> Any:
+        edits = [each for _, each in cells]
+        return edited(self.model, self.prompts, self.spec, scene.source, scene.seed, edits).numpy()
 
-        return trying
+    # --- what is tried ---
+    def told(self, scene: Scene) -> Edits:
+        """The target prompt from the start."""
+        return [Blended(scene.target, EVERYWHERE, (8, 8), window=WHOLE)]
 
-    def controls(self, wish: Wish, picture: Picture) -> Iterator[Tried]:
-        """The feature, a random direction and a random live feature, at the same norms."""
-        way, window = self.setups["shape" if wish.attribute == "size" else wish.attribute]
-        others = [feature for feature in self.material.live if feature != wish.feature]
-        other = int(np.random.default_rng(wish.feature).choice(others))
-        direction = random_direction(self.steerer.sae.input_dim, wish.feature)
-        unit = self.material.units[wish.feature]
-        told, rows = [], []
-        for dose in way.doses:
-            own = (
-                Change("add", dose * unit, wish.feature),
-                Change("add", dose * unit, direction=direction),
-                Change("add", dose * unit, other),
+    def single(self, scene: Scene, before: Reading) -> Cells:
+        own, donor = self.prompts[scene.source], self.prompts[scene.target]
+        far = differences(self.model, own, donor, scene.seed, self.spec, self.saes)
+        live = {site: each.nonzero().flatten().tolist() for site, each in far.live.items()}
+        asked = self.by_gradient(scene)
+        sites = {name: parse_site(name) for name in self.saes}
+
+        def carried(choice: Differences, k: int) -> Transported:
+            found = choice.top(k)
+            return Transported(
+                scene.target, tuple(Carried(sites[s], self.saes[s], fs) for s, fs in found.items())
             )
-            rows += [[change] for change in own]
-            told += [{"control": name, "way": way.name, "window": window, "dose": dose} for name in CONTROLS]
-        made = self.steerer.steer(
-            picture.prompt, picture.seed, rows, *self.scopes(way, window, wish, picture)
+
+        copy = Transported(scene.target, tuple(map(Carried, sites.values())))
+        every = Transported(scene.target, tuple(Carried(sites[s], sae) for s, sae in self.saes.items()))
+        cells: Cells = [("target prompt", self.told(scene)), ("copy", [copy]), ("all features", [every])]
+        cells += [(f"transport {k}", [carried(far, k)]) for k in KS]
+        cells += [(f"transport {k} by gradient", [carried(asked, k)]) for k in (16, 64)]
+        cells += [(f"transport 256 x {dose:g}", [carried(far, 256).dosed(dose)]) for dose in DOSES]
+        cells += [
+            (f"transport {k}, control", [control_of(carried(far, k), live, scene.seed)]) for k in (16, 64)
+        ]
+        return cells + self.shifted(scene, before)
+
+    def shifted(self, scene: Scene, before: Reading) -> Cells:
+        """Mean differences, on the object or around it; their control."""
+        here = tokens_of(object_of(scene, before).mask)
+        region = ~here if scene.attribute == "background" else here
+        own, wished = self.prompts[scene.source], self.prompts[scene.target]
+        seeds = range(scene.seed + 1, scene.seed + 5)
+        found = shift(self.model, own, wished, seeds, self.spec, self.saes, WHOLE)
+        few, more, every = (
+            Pushed(self.saes, found.edits(k), region=region, keep_norm=True) for k in (16, 64, None)
         )
-        yield from zip(told, made.pictures.numpy(), strict=True)
+        return [
+            ("shift 16", [few]),
+            ("shift 64", [more]),
+            ("shift all", [every]),
+            ("shift 64, all tokens", [replace(more, region=None)]),
+            ("shift 64, control", [control_of(more, found.live, scene.seed)]),
+        ]
 
-    def scopes(self, way: Way, window: str, wish: Wish, picture: Picture) -> list[Scope]:
-        steps = parse_denoise_steps(WINDOWS[window], self.steerer.spec.steps)
-        sites = [parse_site(site.format(layer=config_of(self.out).active_layer)) for site in way.sites]
-        tokens = None if way.everywhere else picture.tokens_of(wish.attribute)
-        return [Scope(s, steps, region=tokens if s.kind.stream == "image" else None) for s in sites]
+    def by_gradient(self, scene: Scene) -> Differences:
+        """How far a feature's transport would take the velocity towards the target's, to first order."""
+        own, donor = self.prompts[scene.source], self.prompts[scene.target]
+        sites = [parse_site(site) for site in self.saes]
+        heard: dict[tuple[str, int], torch.Tensor] = {}
+        capture = Capture(sites, ASKED_AT, lambda s, i, x: heard.update({(s.name, i): x.clone()}))
+        self.model.sample([own, donor], [scene.seed] * 2, capture, stop_after=max(ASKED_AT))
+        scores = {site: torch.zeros(sae.hidden_dim) for site, sae in self.saes.items()}
+        for step in ASKED_AT:
+            call = call_of(self.model, [own], [scene.seed], step)
+            other = call.told(call_of(self.model, [donor], [scene.seed], step))
+            wished = velocity(self.model, other) - velocity(self.model, call)
+            _, _, slopes = gradients(
+                self.model, call, sites, lambda v, way=wished: (v * way).sum() / way.norm() ** 2
+            )
+            with torch.no_grad():
+                for site, sae in self.saes.items():
+                    mine, theirs = (sae.encode(x) for x in heard[site, step].clone())
+                    scores[site] += ((theirs - mine) * (slopes[site][0] @ sae.decoder.weight)).sum(0)
+        return Differences({site: each.clamp_min(0) for site, each in scores.items()}, {})
 
-    def row(self, cell: Cell, wish: Wish, picture: Picture) -> Row:
-        """The changes that a way makes for a wish."""
-        way, units, detectors = cell.way, self.material.units, self.material.detectors
-        value = f"{wish.attribute}: {wish.value}"
-        present_value = f"{wish.attribute}: {getattr(picture, wish.attribute)}"
-        if way.means:
-            means = self.material.means
-            between = torch.tensor(means[value]) - torch.tensor(means[present_value])
-            direction = self.steerer.sae.decoder.weight @ between
-            return [Change("add", cell.dose * float(direction.norm()), direction=direction)]
-        wanted = detectors[value] if way.several else [wish.feature]
-        present = detectors[present_value] if way.suppress else []
-        amounts = {f: -cell.dose * units[f] for f in present if f not in wanted}
-        amounts |= {f: cell.dose * (1.0 if way.kind == "scale" else units[f]) for f in wanted}
-        return [Change(way.kind, amount, feature) for feature, amount in amounts.items()]
+    def seen(self, scene: Scene, detector: Detector, level: float) -> Blended:
+        """The target's velocity where a detector fires."""
+        sae = self.saes[OWN_SITE]
+        where = Seen(parse_site(OWN_SITE), sae, detector.features, detector.naturals, level, (8, 8))
+        return Blended(scene.target, where, (8, 8))
 
-    def tried(self, part: str, wish: Wish, picture: Picture, trying: Trying) -> Iterator[dict[str, Any]]:
-        """The records of a job; the pictures of each feature's first one are kept, for the page."""
-        shown = picture == next(p for w, p in self.jobs(part) if w == wish)
-        about = {"feature": wish.feature, "attribute": wish.attribute, "value": wish.value}
-        about |= {"prompt": picture.prompt, "seed": picture.seed}
-        for number, (told, pixels) in enumerate(trying(wish, picture)):
-            record = {**about, **told, **outcome(wish, picture, pixels), "picture": None}
-            if shown and part != "screen":
-                record["picture"] = f"pictures/{part}_{wish.feature}_{number}.png"
-                save_image(self.out / record["picture"], Image.fromarray(pixels))
-            yield record
+    def colour_of(self, scene: Scene, before: Reading) -> Detector:
+        return self.detectors[f"color: {object_of(scene, before).color}"]
 
+    def choose(self, scene: Scene, before: Reading) -> Cells:
+        detector = self.colour_of(scene, before)
+        return [(f"level {level:g}", [self.seen(scene, detector, level)]) for level in LEVELS]
 
-Tried = tuple[dict[str, Any], np.ndarray]
-"""What was done, and the picture that came of it."""
-Trying = Callable[[Wish, Picture], Iterator[Tried]]
+    def two(self, scene: Scene, before: Reading) -> Cells:
+        method = self.seen(scene, self.colour_of(scene, before), self.level)
+        here = tokens_of(object_of(scene, before).mask)
+        cells: Cells = [
+            ("target prompt", self.told(scene)),
+            ("target prompt from 0.8", [Blended(scene.target, EVERYWHERE, (8, 8), window=DECIDED)]),
+            ("oracle's mask", [Blended(scene.target, here, (8, 8))]),
+        ]
+        return cells + self.masked("features' mask", method, scene)
+
+    def equal(self, scene: Scene, before: Reading) -> Cells:
+        left = torch.zeros(8, 8, dtype=torch.bool)
+        left[:, :4] = True
+        here = tokens_of(object_of(scene, before).mask)
+        cells: Cells = [
+            ("target prompt", self.told(scene)),
+            ("oracle's mask", [Blended(scene.target, here, (8, 8))]),
+            ("left half", [Blended(scene.target, left.flatten(), (8, 8))]),
+        ]
+        method = self.seen(scene, self.unnamed(scene, here), self.level)
+        return cells + self.masked("an unnamed feature", method, scene)
+
+    def masked(self, name: str, method: Blended, scene: Scene) -> Cells:
+        cells: Cells = [(name, [method]), (f"{name}, elsewhere", [control_of(method, {}, scene.seed)])]
+        return cells + [(f"{name} x {dose:g}", [method.dosed(dose)]) for dose in DOSES]
+
+    def unnamed(self, scene: Scene, here: torch.Tensor) -> Detector:
+        """The feature that says best where the object is: what a user finds who points at it."""
+        heard: list[torch.Tensor] = []
+        capture = Capture([parse_site(OWN_SITE)], READ_AT, lambda s, i, x: heard.append(x[0].clone()))
+        self.model.sample([self.prompts[scene.source]], [scene.seed], capture, stop_after=max(READ_AT))
+        z = torch.cat([self.saes[OWN_SITE].encode(x) for x in heard]).detach()
+        there = here.repeat(len(READ_AT))
+        fires = z > 0
+        best = int((2 * fires[there].sum(0) / (fires.sum(0) + there.sum())).argmax())
+        return Detector((best,), (float(z[there][:, best][fires[there][:, best]].mean()),))
 
 
 def main() -> None:
-    given = parsed()
-    if given.share:
-        number, n = map(int, given.share.split("/"))
-        Study(given.out, given, (number, n)).run(given.only)
-        return
-    study = Study(given.out, given)
-    for part in (given.only,) if given.only else PARTS:
-        if part == "prepare":
-            material = prepare(given.out, given.wishes)
-            print(f"{len(material.pictures)} pictures, {len(material.selected)} selected features share")
-        elif part == "page":
-            write_page(given.out, study.material, {p: study.results(p) for p in ("screen", "full", "table")})
-        elif study.missing(part):
-            spread(part, given.processes)
-
-
-def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("study_output"))
-    parser.add_argument("--only", choices=PARTS, help="this part alone")
-    parser.add_argument("--processes", type=int, default=1, help="processes of one thread each")
-    parser.add_argument("--share", help=argparse.SUPPRESS)
-    parser.add_argument("--wishes", type=int, default=2, help="values of each attribute, screen and full")
-    parser.add_argument("--screen-pictures", type=int, default=3, help="pictures of each value")
-    parser.add_argument("--full-pictures", type=int, default=10)
-    parser.add_argument("--table-features", type=int, default=24)
-    parser.add_argument("--table-pictures", type=int, default=20)
-    return parser.parse_args()
-
-
-def spread(part: str, n: int) -> None:
-    """Do a part in n processes; one thread each, as threads of two processes would hold each other up."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--only", part]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen([*command, "--share", f"{number}/{n}"], env=environment) for number in range(n)
-    ]
-    codes = [process.wait() for process in running]
-    if any(codes):
-        raise SystemExit(f"a process of part {part} failed: run the same command again to go on")
+    parser.add_argument("--only", help="these parts alone, with commas; page writes the page")
+    parser.add_argument("--single", type=int, default=40, help="scenes of one object")
+    parser.add_argument("--others", type=int, default=40, help="scenes of every other part; fewer choose")
+    given = parser.parse_args()
+    study = Study(given.out)
+    n = given.others
+    parts: dict[str, Callable[[], None]] = {
+        "choose": lambda: study.run("choose", double_scenes(11), max(n // 2, 1), study.choose),
+        "two": lambda: study.run("two", double_scenes(12), n, study.two),
+        "equal": lambda: study.run("equal", equal_scenes(13), n, study.equal),
+        "single": lambda: study.run("single", single_scenes(14), given.single, study.single),
+        "held-out": lambda: study.run("held-out", single_scenes(15, held_out=True), n // 2, study.single),
+        "page": lambda: write_page(
+            {name: study.results(name) for name in parts if name != "page"}, study.level
+        ),
+    }
+    for name in given.only.split(",") if given.only else parts:
+        parts[name]()
 
 
 if __name__ == "__main__":

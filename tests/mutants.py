@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SHOWN, STEERED = "tests/steps/test_shown_values.py", "tests/steps/test_steered_values.py"
+EDITED, CHOSEN = "tests/models/test_editing.py", "tests/models/test_methods_choice.py"
 DRAWN, COMPARED = "tests/draw", "tests/steps/test_compare_layers.py"
 
 
@@ -336,6 +337,63 @@ MUTANTS = (
             'nn.functional.normalize(column, dim=0) if change.kind == "add" else column',
             "column * 2",
         ),
+    ),
+    *_of(
+        "models/edits.py",
+        EDITED,
+        ("an edit: norms grow", "changed * (old / new.", "changed * (new / old."),
+    ),
+    *_of(
+        "models/editing.py",
+        EDITED,
+        ("an edit: followers go their own way", "if follow:  #", "if False:  #"),
+    ),
+    *_of(
+        "models/methods/push.py",
+        EDITED,
+        ("an edit: natural sizes of unit directions", "unit *= float(", "unit *= 1 + 0 * float("),
+        ("an edit: half a factor from 0", 'at_rest = 1.0 if self.kind == "scale" else 0.0', "at_rest = 0.0"),
+    ),
+    *_of(
+        "models/methods/transport.py",
+        EDITED,
+        (
+            "an edit: the donor's codes on top",
+            "(theirs - mine) @ directions[:, list(self.features)]",
+            "theirs @ directions[:, list(self.features)]",
+        ),
+        ("an edit: controls of any length", "delta = other * (far /", "delta = other * (1 /"),
+        (
+            "an edit: columns of other features",
+            "column = place[codes.feature.long()]",
+            "column = place[codes.feature.long()].flip(0)",
+        ),
+    ),
+    *_of(
+        "models/methods/detector.py",
+        EDITED,
+        ("an edit: masks of the edited picture", "where.mask(x[0])", "where.mask(x[self._into])"),
+        (
+            "an edit: maps without natural sizes",
+            "(codes / torch.tensor(self.naturals, device=codes.device))",
+            "codes",
+        ),
+        (
+            "an edit: both halves of a weight",
+            "own + self._what.weight * mask * (other - own)",
+            "own + mask * (other - own)",
+        ),
+    ),
+    *_of(
+        "models/methods/control.py",
+        CHOSEN,
+        ("an edit: controls of the same features", "set(live) - set(taken)", "set(live)"),
+        ("an edit: controls as they come", "natural=p.natural * ratio", "natural=p.natural"),
+    ),
+    *_of(
+        "models/methods/choice.py",
+        CHOSEN,
+        ("an edit: sums that cancel", "(theirs - mine).abs().sum(0)", "(theirs - mine).sum(0).abs()"),
     ),
     *_of(
         "measures/distance.py",

@@ -116,8 +116,8 @@ def test_a_detector_s_control_is_the_mask_elsewhere():
     region = torch.zeros(64, dtype=torch.bool)
     region[:5] = True
     method = Blended(BLUE, region, (8, 8))
-    found = {control_of(method, {}, seed).displaced for seed in range(20)}
-    assert all(0 < rows < 8 and 0 <= columns < 8 for rows, columns in found) and len(found) > 5
+    found = {control_of(method, {}, seed).displaced for seed in range(40)}
+    assert {number for both in found for number in both} == {2, 3, 4, 5, 6} and len(found) > 5
 
 
 def test_too_few_live_features_are_made_up_from_the_others():

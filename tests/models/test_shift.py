@@ -49,7 +49,8 @@ def means(model, prompts, sae):
 
 
 def test_amounts_are_differences_of_mean_codes_in_natural_sizes(model, prompts, sae, means):
-    edits, live = shift(model, prompts[RED], prompts[BLUE], SEEDS, SPEC, {SITE.name: sae}, 12, WHOLE)
+    found = shift(model, prompts[RED], prompts[BLUE], SEEDS, SPEC, {SITE.name: sae}, WHOLE)
+    edits, live = found.edits(12), found.live
     assert [edit.window for edit in edits] == list(WINDOWS)
     for edit, steps in zip(edits, ((0,), (1,), (2,), (3,)), strict=True):
         present, wished = (torch.cat([means[s][row] for s in steps]) for row in (0, 1))
@@ -69,7 +70,7 @@ def test_amounts_are_differences_of_mean_codes_in_natural_sizes(model, prompts, 
 
 def test_a_window_bounds_the_amounts_noise_levels(model, prompts, sae):
     within = Window(0.8, 0.3)
-    edits, _ = shift(model, prompts[RED], prompts[BLUE], (5,), SPEC, {SITE.name: sae}, 3, within)
+    edits = shift(model, prompts[RED], prompts[BLUE], (5,), SPEC, {SITE.name: sae}, within).edits(3)
     assert [(edit.window.high, edit.window.low) for edit in edits] == [(0.8, 0.725), (0.725, 0.375)]
 
 

@@ -94,7 +94,8 @@ class Maker:
         window = wish.window or WHOLE
         own, wished = self.prompts[wish.source], self.prompts[wish.target]
         seeds = range(wish.seed + 1, wish.seed + 1 + SEEDS)
-        edits, self.live = shift(self.model, own, wished, seeds, self.spec, saes, k, window)
+        found = shift(self.model, own, wished, seeds, self.spec, saes, window)
+        self.live = found.live
         moves = [
             SiteMoves(
                 site=edit.site.name,
@@ -105,7 +106,7 @@ class Maker:
                     for push in edit.pushes
                 ],
             )
-            for edit in edits
+            for edit in found.edits(k)
         ]
         return replace(self._recipe(wish, window, 1.0), method="push", found_by="shift", sites=moves)
 

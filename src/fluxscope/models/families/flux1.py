@@ -39,7 +39,7 @@ FOR_FLUX_SHAPES: dict[str, Any] = {
     "layer15_sae_path": str(shipped_sae(15)),
     "saes": {OWN_SITE: str(SHIPPED_SAES[OWN_SITE])},
     # Pushed in early or middle steps alone a tenth of the pictures change, in all of them two thirds: see the
-    # study in docs/steering.md.
+    # docs/steering.md.
     "steer_steps": "all",
 }
 

@@ -2,7 +2,7 @@
 
 push, transport  each feature's move is made along another feature's direction, drawn from those that are
                  active at that site; a token moves as far as it did (of several pushes: their sum)
-detector         the same mask elsewhere: moved over the picture's edges
+detector         the same mask elsewhere: moved by a quarter at least, over the picture's edges
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def control_of(method: Method, live: Mapping[str, Sequence[int]], seed: int) -> 
     """
     rng = np.random.default_rng(seed)
     if isinstance(method, Blended):
-        rows, columns = method.grid
-        return replace(method, displaced=(int(rng.integers(1, max(rows, 2))), int(rng.integers(columns))))
+        rows, columns = (int(rng.integers(n // 4, n - n // 4 + 1)) for n in method.grid)
+        return replace(method, displaced=(rows, columns))
     if isinstance(method, Transported):
         return replace(method, carried=tuple(_other_carried(each, live, rng) for each in method.carried))
     assert isinstance(method, Pushed), f"no control of a {type(method).__name__}"

@@ -93,6 +93,36 @@ def changing_tokens(velocity: Float[Tensor, "2 t c"]) -> Bool[Tensor, " t"]:
     return changing
 
 
+@dataclass(frozen=True, eq=False)
+class Shift:
+    """What mean codes differ by, by site and number of the window.
+
+    Attributes:
+        within: the noise levels outside of which nothing is moved.
+    """
+
+    saes: Mapping[str, LinearSae]
+    sums: Mapping[tuple[str, int], Sums]
+    within: Window
+
+    @property
+    def live(self) -> dict[str, list[int]]:
+        """By site, the features that were active at all."""
+        found = {name: torch.zeros(sae.hidden_dim, dtype=torch.bool) for name, sae in self.saes.items()}
+        for (name, _), each in self.sums.items():
+            found[name] |= (each.active > 0).any(0)
+        return {name: each.nonzero().flatten().tolist() for name, each in found.items()}
+
+    def edits(self, k: int | None) -> tuple[SiteEdit, ...]:
+        """Amounts for the k features that move most over all sites; None for all that move."""
+        chosen = _chosen(self.saes, self.sums, k)
+        return tuple(
+            SiteEdit(parse_site(name), pushes, _both(WINDOWS[n], self.within))
+            for (name, n), each in self.sums.items()
+            if (pushes := _pushes(each, chosen.get(name, [])))
+        )
+
+
 def shift(
     model: Model,
     present: Embedding,
@@ -100,18 +130,13 @@ def shift(
     seeds: Sequence[int],
     spec: PictureSpec,
     saes: Mapping[str, LinearSae],
-    k: int | None,
     within: Window,
-) -> tuple[tuple[SiteEdit, ...], dict[str, list[int]]]:
-    """Amounts for the k features that move most over all sites; None for all that move.
+) -> Shift:
+    """Run both prompts from every seed and compare their mean codes.
 
     Args:
-        seeds: of the runs that are compared.
         saes: by the name of the site.
         within: the noise levels outside of which nothing is moved.
-
-    Returns:
-        the moves, and by site the features that were active at all.
     """
     sigmas = model.family.sigmas(model.pipe.scheduler, spec)
     inside = within.steps_on(sigmas)
@@ -120,16 +145,7 @@ def shift(
     for seed in seeds:
         compare = Compare(saes, steps, sums)
         model.sample([present, wished], [seed, seed], compare, spec=spec, stop_after=max(steps))
-    chosen = _chosen(saes, sums, k)
-    edits = tuple(
-        SiteEdit(parse_site(name), pushes, _both(WINDOWS[n], within))
-        for (name, n), each in sums.items()
-        if (pushes := _pushes(each, chosen.get(name, [])))
-    )
-    live = {name: torch.zeros(sae.hidden_dim, dtype=torch.bool) for name, sae in saes.items()}
-    for (name, _), each in sums.items():
-        live[name] |= (each.active > 0).any(0)
-    return edits, {name: each.nonzero().flatten().tolist() for name, each in live.items()}
+    return Shift(saes, sums, within)
 
 
 def _both(one: Window, other: Window) -> Window:
