@@ -38,7 +38,7 @@ FOR_FLUX_SHAPES: dict[str, Any] = {
     "layer5_sae_path": str(shipped_sae(5)),
     "layer15_sae_path": str(shipped_sae(15)),
     "saes": {OWN_SITE: str(SHIPPED_SAES[OWN_SITE])},
-    # Pushed in early or middle steps alone a tenth of the pictures change, in all of them two thirds: see the
+    # Pushed in early or middle steps alone a tenth of the pictures change, in all of them two thirds: see
     # docs/steering.md.
     "steer_steps": "all",
 }
