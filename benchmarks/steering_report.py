@@ -81,8 +81,8 @@ def in_doses(name: str, records: Records) -> str:
     by_seed: dict[int, dict[float, Mapping[str, Any]]] = {}
     for record in records:
         base, _, dose = record["cell"].rpartition(" x ")
-        if base == name:
-            by_seed.setdefault(record["seed"], {})[float(dose)] = record
+        if name in (base, record["cell"]):
+            by_seed.setdefault(record["seed"], {})[float(dose) if base else 1.0] = record
     monotone = []
     for doses in by_seed.values():
         came = [doses[dose]["became"] for dose in sorted(doses) if dose <= 1]

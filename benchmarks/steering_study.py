@@ -52,7 +52,7 @@ from steering_scenes import (
 )
 
 LEVELS = (0.1, 0.2, 0.3, 0.5)
-DOSES = (0.5, 0.75, 1.0, 1.5)
+DOSES = (0.5, 0.75, 1.5)
 KS = (4, 16, 64)
 EVERYWHERE = torch.ones(64, dtype=torch.bool)
 READ_AT = [5, 8, 11, 14]
@@ -158,7 +158,9 @@ class Study:
         cells: Cells = [("target prompt", self.told(scene)), ("copy", [copy]), ("all features", [every])]
         cells += [(f"transport {k}", [carried(far, k)]) for k in KS]
         cells += [(f"transport {k} by gradient", [carried(asked, k)]) for k in (16, 64)]
-        cells += [(f"transport 256 x {dose:g}", [carried(far, 256).dosed(dose)]) for dose in DOSES]
+        most = carried(far, 256)
+        cells += [("transport 256", [most])]
+        cells += [(f"transport 256 x {dose:g}", [most.dosed(dose)]) for dose in DOSES]
         cells += [
             (f"transport {k}, control", [control_of(carried(far, k), live, scene.seed)]) for k in (16, 64)
         ]
@@ -221,7 +223,7 @@ class Study:
         here = tokens_of(object_of(scene, before).mask)
         cells: Cells = [
             ("target prompt", self.told(scene)),
-            ("target prompt from 0.8", [Blended(scene.target, EVERYWHERE, (8, 8), window=DECIDED)]),
+            ("target prompt from 0.95", [Blended(scene.target, EVERYWHERE, (8, 8), window=DECIDED)]),
             ("oracle's mask", [Blended(scene.target, here, (8, 8))]),
         ]
         return cells + self.masked("features' mask", method, scene)

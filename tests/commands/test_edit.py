@@ -86,7 +86,7 @@ def test_recipes_are_composed(command_line, transported, tmp_path):
 def test_a_feature_says_where(command_line, tmp_path):
     typed(command_line, tmp_path, "edit", "--prompt", RED, "--to", BLUE, "--where", "feature:745")
     recipe = json.loads(made(tmp_path, ".recipe.json").read_text())
-    assert recipe["method"] == "detector" and recipe["window"] == [0.8, 0.0]
+    assert recipe["method"] == "detector" and recipe["window"] == [0.95, 0.0]
     (moves,) = recipe["sites"]
     assert moves["site"] == "double.5.attn" and moves["features"][0]["feature"] == 745
     assert moves["features"][0]["natural"] > 0

@@ -5,8 +5,8 @@
 v(target) is what the model, told of the wish, would do with the same latents in the same step; m is 1 on the
 tokens where the features' map of the unchanged picture lies above a level, or within a region. Both
 velocities are computed in one batch (mixing inside a mask: DiffEdit and Blended Diffusion, arXiv 2210.11427
-and 2111.14818; here features give the mask). Before the window's first noise level nothing is decided that
-features could be read from: 0.8 is a good one.
+and 2111.14818; here features give the mask). In the first step nothing is decided that features could be
+read from; sizes and many shapes are by 0.8, so that what begins there comes too late for them.
 
 The map adds up the features' codes in their natural sizes, and is smoothed over the 3 x 3 tokens around each.
 """
@@ -29,8 +29,8 @@ from fluxscope.models.methods.transport import columns
 from fluxscope.models.sites import VELOCITY, Site
 from fluxscope.sae import LinearSae, encode_sparse
 
-DECIDED = Window(0.8, 0.0)
-"""From here on features say where things are."""
+DECIDED = Window(0.95, 0.0)
+"""From here on features say where things are (docs/studies/steering.md)."""
 
 
 @dataclass(frozen=True)
