@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+CHOSEN = "tests/steps/test_chosen_and_shown.py"
 SHOWN, STEERED = "tests/steps/test_shown_values.py", "tests/steps/test_steered_values.py"
 EDITED, CHOSEN = "tests/models/test_editing.py", "tests/models/test_methods_choice.py"
 DRAWN, COMPARED = "tests/draw", "tests/steps/test_compare_layers.py"
@@ -104,6 +105,10 @@ MUTANTS = (
             "(unique and i in used)][-top_examples:]",
         ),
         ("pictures shown twice", "used.update(examples)", "used.update(examples[:0])"),
+    ),
+    *_of(
+        "measures/selection.py",
+        CHOSEN,
         (
             "halves swapped",
             "_dealt(first, second, halves.by_first), _dealt(second, first",
@@ -145,6 +150,10 @@ MUTANTS = (
             "coverage += count_rows(best > eps)",
             "coverage += count_rows(rows > eps)",
         ),
+    ),
+    *_of(
+        "measures/top_images.py",
+        "tests/measures/test_selection.py",
         ("coverage of one half", "first.coverage + second.coverage", "first.coverage"),
         ("top pictures of one half", "[first.image, second.image]", "[first.image, first.image]"),
     ),
@@ -167,15 +176,14 @@ MUTANTS = (
         SHOWN,
         ("crops around another picture's peak", "codes = store.image(image)", "codes = store.image(0)"),
         ("crops of another feature's peak", "codes.column(int(feature))", "codes.column(int(features[0]))"),
+    ),
+    *_of(
+        "steps/select.py",
+        CHOSEN,
         (
             "tiles of the first picture",
             "store.image(image).max_over_tokens",
             "store.image(0).max_over_tokens",
-        ),
-        (
-            "halves are not whole prompts",
-            "np.isin(prompt_idx, halves.prompts)",
-            "np.isin(np.arange(len(s)), halves.prompts)",
         ),
         (
             "examples of the half that chose",

@@ -106,6 +106,17 @@ def test_noise_is_as_significant_as_chance_says():
     assert (false_discovery(p) <= 0.05).sum() == 0
 
 
+def test_the_chance_of_skewed_noise_is_no_normal_ones():
+    """A normal distribution says 1.7% where 1% is meant, and 1.1% for 0.5%."""
+    rng = np.random.default_rng(3)
+    embeddings = (rng.exponential(size=(60, 1, 2)) ** 2).astype(np.float32)
+    S = (rng.exponential(size=(60, 1, 4000)) ** 2 * (rng.random((60, 1, 4000)) < 0.3)).astype(np.float32)
+    half = np.arange(60) < 30
+    p = taught_on_test_on(views(S, embeddings, np.arange(60)), half, ~half)[1]
+    assert 0.005 < (p < 0.01).mean() < 0.012
+    assert 0.0025 < (p < 0.005).mean() < 0.007
+
+
 def test_blocks_of_features_change_nothing(monkeypatch):
     seen = views(*run_of())
     half = np.arange(40) < 20
