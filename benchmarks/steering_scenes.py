@@ -137,9 +137,9 @@ def is_as_told(prompt: str, reading: Reading) -> bool:
     return told == sorted((o.shape, o.color, o.size) for o in reading.objects)
 
 
-def object_of(scene: Scene, reading: Reading) -> ReadObject:
-    """The object that shall change, in the picture as it was."""
-    said = world.parse_caption(scene.source).objects
+def object_of(scene: Scene, reading: Reading, wished: bool = False) -> ReadObject:
+    """The object that shall change, in the picture as it was, or in that of the target prompt."""
+    said = world.parse_caption(scene.target if wished else scene.source).objects
     one = said[scene.number]
     alike = [o for o in reading.objects if (o.shape, o.color, o.size) == (one.shape, one.color, one.size)]
     return min(alike, key=lambda o: o.center[0])  # of two equal ones the left

@@ -122,6 +122,9 @@ class Study:
         seen = [oracle.read(picture) for picture in self.pictures(scene, [("", self.told(scene))])]
         if not is_as_told(scene.source, seen[0]) or not is_as_told(scene.target, seen[1]):
             return []
+        self.true = tokens_of(object_of(scene, seen[0]).mask)
+        if scene.attribute != "background":
+            self.true |= tokens_of(object_of(scene, seen[1], wished=True).mask)
         wanted = cells(scene, seen[0])
         made = self.pictures(scene, wanted)
         records = []
@@ -220,11 +223,10 @@ class Study:
 
     def two(self, scene: Scene, before: Reading) -> Cells:
         method = self.seen(scene, self.colour_of(scene, before), self.level)
-        here = tokens_of(object_of(scene, before).mask)
         cells: Cells = [
             ("target prompt", self.told(scene)),
             ("target prompt from 0.95", [Blended(scene.target, EVERYWHERE, (8, 8), window=DECIDED)]),
-            ("oracle's mask", [Blended(scene.target, here, (8, 8))]),
+            ("oracle's mask", [Blended(scene.target, self.true, (8, 8))]),
         ]
         return cells + self.masked("features' mask", method, scene)
 
@@ -234,7 +236,7 @@ class Study:
         here = tokens_of(object_of(scene, before).mask)
         cells: Cells = [
             ("target prompt", self.told(scene)),
-            ("oracle's mask", [Blended(scene.target, here, (8, 8))]),
+            ("oracle's mask", [Blended(scene.target, self.true, (8, 8))]),
             ("left half", [Blended(scene.target, left.flatten(), (8, 8))]),
         ]
         method = self.seen(scene, self.unnamed(scene, here), self.level)
