@@ -147,7 +147,8 @@ class Study:
         own, donor = self.prompts[scene.source], self.prompts[scene.target]
         far = differences(self.model, own, donor, scene.seed, self.spec, self.saes)
         live = {site: each.nonzero().flatten().tolist() for site, each in far.live.items()}
-        asked = self.by_gradient(scene)
+        with torch.inference_mode(False):
+            asked = self.by_gradient(scene)
         sites = {name: parse_site(name) for name in self.saes}
 
         def carried(choice: Differences, k: int) -> Transported:
@@ -211,7 +212,7 @@ class Study:
     def seen(self, scene: Scene, detector: Detector, level: float) -> Blended:
         """The target's velocity where a detector fires."""
         sae = self.saes[OWN_SITE]
-        where = Seen(parse_site(OWN_SITE), sae, detector.features, detector.naturals, level, (8, 8))
+        where = Seen(parse_site(OWN_SITE), sae, detector.features, detector.naturals, (8, 8), level)
         return Blended(scene.target, where, (8, 8))
 
     def colour_of(self, scene: Scene, before: Reading) -> Detector:

@@ -59,7 +59,7 @@ def with_features(model: Model, prompt: str, target: str, seed: int, features: t
     sae = load(STEERING_SAES[OWN_SITE])[0]
     sizes = natural_sizes(model, model.encode([prompt])[prompt], seed, model.defaults, OWN_SITE, sae)
     naturals = tuple(float(sizes[f]) for f in features)
-    return Blended(target, Seen(parse_site(OWN_SITE), sae, features, naturals, 0.3, GRID), GRID)
+    return Blended(target, Seen(parse_site(OWN_SITE), sae, features, naturals, GRID), GRID)
 
 
 def transported(model: Model, prompt: str, target: str, seed: int, k: int) -> Transported:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fluxscope.errors import ConfigError
+from fluxscope.models.attribution import call_of, velocity
 from fluxscope.models.capture import Capture
 from fluxscope.models.cells import PARTS, WHOLE, Window
 from fluxscope.models.donors import Donor
@@ -72,7 +73,7 @@ def pushed(saes, loud, amount=1.0, natural=20.0, kind="add", **options):
 def test_what_does_nothing_changes_no_bit(model, prompts, saes, loud):
     here = torch.zeros(64, dtype=torch.bool)
     here[:20] = True
-    seen = Seen(ATTN, saes[ATTN.name], (loud[ATTN.name][0],), (10.0,), 0.5, (8, 8))
+    seen = Seen(ATTN, saes[ATTN.name], (loud[ATTN.name][0],), (10.0,), (8, 8), 0.5)
     nothing = [
         [pushed(saes, loud, 1.0, kind="scale")],
         [pushed(saes, loud, 0.0, keep_norm=True)],
@@ -264,6 +265,17 @@ def test_a_velocity_is_mixed_in_where_it_is_meant_and_both_rows_go_on_together(m
     torch.testing.assert_close(latents[1], noise + far, rtol=1e-3, atol=1e-3)
 
 
+def test_a_follower_is_asked_of_the_edited_row_s_own_latents(model, prompts):
+    heard = []
+    listen = Capture([VELOCITY], range(4), lambda s, i, x: heard.append(x.clone()))
+    method = Blended(BLUE, torch.ones(64, dtype=torch.bool), (8, 8), weight=0.0, window=WHOLE)
+    sample_edited(model, prompts, SPEC, RED, 3, [[method]], listen)
+    own, other = (call_of(model, [prompts[text]], [3], 3, spec=SPEC) for text in (RED, BLUE))
+    expected = velocity(model, own.told(other))[0]
+    torch.testing.assert_close(heard[3][2], expected, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(velocity(model, other)[0], expected, atol=0.05)
+
+
 def test_the_whole_velocity_from_the_first_step_on_is_the_other_prompt_s_picture(model, prompts):
     everywhere = torch.ones(64, dtype=torch.bool)
     latents = latents_of(model, prompts, [Blended(BLUE, everywhere, (8, 8), window=WHOLE)])
@@ -294,7 +306,7 @@ def test_features_of_the_baseline_say_where(model, prompts, saes, loud):
             sum(codes[:, f] / n for f, n in zip(features, naturals, strict=True)).view(8, 8)
         )
     level = float(maps[2].sort().values[30:32].mean())
-    seen = Seen(ATTN, sae, features, naturals, level, (8, 8))
+    seen = Seen(ATTN, sae, features, naturals, (8, 8), level)
     sigmas = model.family.sigmas(model.pipe.scheduler, SPEC)
     push = pushed(saes, loud, 5.0)  # on the edited row alone: the map is the unchanged picture's
     blended = Blended(BLUE, seen, (8, 8), window=LATE)
@@ -370,4 +382,4 @@ def test_features_that_there_are_not_are_errors_before_anything_runs(saes):
     with pytest.raises(ConfigError, match="there is no feature 99999"):
         Carried(ATTN, sae, (1, 99999))
     with pytest.raises(ConfigError, match="there is no feature 99999"):
-        Seen(ATTN, sae, (99999,), (1.0,), 0.5, (8, 8))
+        Seen(ATTN, sae, (99999,), (1.0,), (8, 8), 0.5)

@@ -112,7 +112,7 @@ class Maker:
 
     def detector(self, wish: Wish, site: str, features: Sequence[int], weight: float = 1.0) -> Recipe:
         """Mix in the target's velocity where features fire, or in the wish's region where none is named."""
-        from fluxscope.models.methods.detector import DECIDED
+        from fluxscope.models.methods.detector import DECIDED, LEVEL
 
         window = wish.window or DECIDED
         recipe = replace(self._recipe(wish, window, weight), method="detector")
@@ -121,7 +121,7 @@ class Maker:
         naturals = self._naturals(wish, site, features, window)
         moves = [FeatureMove(feature=f, natural=n) for f, n in zip(features, naturals, strict=True)]
         where = SiteMoves(site=site, sae_sha256=self.shelf(site)[1], features=moves)
-        return replace(recipe, sites=[where])
+        return replace(recipe, sites=[where], level=LEVEL)
 
     def _naturals(self, wish: Wish, site: str, features: Sequence[int], window: Window) -> list[float]:
         """The features' mean codes where they are active on the unchanged picture.

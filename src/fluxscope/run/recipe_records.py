@@ -55,7 +55,9 @@ class Recipe(Record):
     weight: Number | None = ours(
         "Share of the way to the donor, or weight of the other velocity: 1 unless said."
     )
-    level: Number | None = ours("Detector: height of the features' map from which a token is meant.")
+    level: Number | None = ours(
+        "Detector: from this height of the features' map on a token is meant; 0.1 unless said."
+    )
     only_active: bool | None = ours("Push: move features only where they are active.")
     keep_norm: bool | None = ours("Bring each token back to the norm that it had.")
     made_with: dict[str, Any] | None = ours("What else its maker tells; not read.")

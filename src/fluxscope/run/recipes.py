@@ -113,7 +113,7 @@ def transport_of(recipe: Recipe, picture: PictureSpec, saes: Saes) -> Transporte
 
 def detector_of(recipe: Recipe, picture: PictureSpec, saes: Saes) -> Blended:
     """A recipe that mixes velocities where features fire, or within a region."""
-    from fluxscope.models.methods.detector import Blended, Seen
+    from fluxscope.models.methods.detector import LEVEL, Blended, Seen
 
     where: Any = region_of(recipe.region, picture)
     if recipe.sites:
@@ -130,8 +130,8 @@ def detector_of(recipe: Recipe, picture: PictureSpec, saes: Saes) -> Blended:
             _sae(recipe, moves, saes),
             tuple(move.feature for move in features),
             tuple(_natural(recipe, move) for move in features),
-            float(1.0 if recipe.level is None else recipe.level),
             picture.grid,
+            float(LEVEL if recipe.level is None else recipe.level),
         )
     if where is None:
         raise ConfigError(

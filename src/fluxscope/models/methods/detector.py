@@ -32,6 +32,9 @@ from fluxscope.sae import LinearSae, encode_sparse
 DECIDED = Window(0.95, 0.0)
 """From here on features say where things are (docs/studies/steering.md)."""
 
+LEVEL = 0.1
+"""From this height of the map on a token is meant: neighbours of one where a feature has its natural size."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -50,8 +53,8 @@ class Seen:
     sae: LinearSae = field(compare=False)
     features: tuple[int, ...]
     naturals: tuple[float, ...]
-    level: float
     grid: tuple[int, int]
+    level: float = LEVEL
 
     def __post_init__(self) -> None:
         assert len(self.features) == len(self.naturals)
