@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from fluxscope.run import recipe_records, records, site_map_records, steering_records
+from fluxscope.run import name_records, recipe_records, records, site_map_records, steering_records
 from fluxscope.run.manifest import ManifestRow
 from fluxscope.run.strict_json import Number, Record, parts, without_none
 from fluxscope.run.truth_records import TruthReport
@@ -32,6 +32,7 @@ FILES: dict[str, type[Record]] = {
     "steering_grids/steering_grids_summary.json": steering_records.GridsSummary,
     "steps_profile.json": records.StepsProfile,
     "site_map.json": site_map_records.SiteMap,
+    "names.json": name_records.Names,
     "NAME.recipe.json": recipe_records.Recipe,
     "truth.json": TruthReport,
 }

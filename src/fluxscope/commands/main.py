@@ -77,6 +77,7 @@ def commands(kind: type[Config] | None) -> dict[str, Callable[..., None]]:
     made["doctor"] = with_settings(reports.doctor, (*EVERYWHERE, *STEPS[0].settings, "clip_model_id"), kind)
     looking: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
         "site-map": (reports.site_map, reports.SITE_MAP_SETTINGS),
+        "name": (reports.name, reports.NAME_SETTINGS),
         "steps-profile": (reports.steps_profile, reports.PROFILE_SETTINGS),
         "steer": (steering.steer, steering.SETTINGS),
         "edit": (steering.edit, steering.SETTINGS),

@@ -1,4 +1,4 @@
-"""The commands that only look and report: `doctor`, `steps-profile`, `site-map`."""
+"""The commands that only look and report: `doctor`, `name`, `steps-profile`, `site-map`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from typing import Annotated, Optional
 import typer
 
 from fluxscope.commands.flags import Force, Quiet
+from fluxscope.errors import ConfigError
+from fluxscope.fields import to_numbers
 from fluxscope.progress import Reporter
 from fluxscope.settings.config import Config
+
+NAME_SETTINGS = (
+    *("eps_alive", "target_step_number", "site_pattern", "model_id", "device", "height", "width"),
+    *("clip_model_id", "clip_batch_size", "clip_device"),
+)
+"""What `name` depends on beside the run's files."""
 
 PROFILE_SETTINGS = (
     *("device", "dtype", "batch_size", "sae_device", "token_chunk_size"),
@@ -104,6 +112,34 @@ def steps_profile(config: Config, pictures: Pictures = 32, quiet: Quiet = False)
     report = Reporter(quiet)
     with lock_run(config, report):
         report.say(profile_steps(Context(config, RunDir.of(config), report), pictures))
+
+
+def name(
+    config: Config,
+    features: Annotated[
+        str, typer.Option("--features", help="These features, such as 12,90. [default: the selected ones]")
+    ] = "",
+    every: Annotated[bool, typer.Option("--all", help="All features that are alive.")] = False,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Name features by the words that their strongest pictures' prompts share, and by what CLIP sees.
+
+    One half of the prompts makes the names; the other tells how well they hold. What does not pass the tests
+    stays unnamed, with the reason. Writes names.json; step 6 shows the names on the contact sheet.
+    """
+    from fluxscope.commands.name import name_features_of
+    from fluxscope.run.context import Context
+    from fluxscope.run.lock import lock_run
+    from fluxscope.run.rundir import RunDir
+
+    if every and features:
+        raise ConfigError("--features and --all say in two ways whose names are wanted", "Give one of them.")
+    wanted = to_numbers("--features", features, int, low=0) if features else None
+    report = Reporter(quiet)
+    with lock_run(config, report):
+        context = Context(config, RunDir.of(config), report, force)
+        report.say(name_features_of(context, wanted, every, NAME_SETTINGS))
 
 
 def site_map(config: Config, options: SiteMapOptions, force: Force = False, quiet: Quiet = False) -> None:

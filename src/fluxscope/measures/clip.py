@@ -88,6 +88,41 @@ def embed_images(
     return np.concatenate(rows).astype(np.float32)
 
 
+@clear_memory_errors("embedding words with CLIP")
+def embed_texts(
+    model: Any, name: str | Path, texts: Sequence[str], batch_size: int = 256
+) -> Float32[np.ndarray, "n e"]:
+    """Embed texts as unit vectors, on the model's own device.
+
+    Args:
+        name: of the CLIP model, whose tokenizer lies beside it.
+
+    Raises:
+        CheckpointError: there is no tokenizer.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_libraries():
+            tokenizer: Any = AutoTokenizer.from_pretrained(str(name))
+    except Exception as error:  # whatever a missing or damaged file brings about
+        if fault := machine_fault(error, name, "read"):
+            raise fault from error
+        raise CheckpointError(
+            f"no tokenizer could be loaded from {name}", "Give clip_model_id a model with its tokenizer."
+        ) from error
+    rows = []
+    for first in range(0, len(texts), batch_size):
+        batch = list(texts[first : first + batch_size])
+        tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            features = model.get_text_features(**tokens)
+        features = getattr(features, "pooler_output", features).float()
+        rows.append(torch.nn.functional.normalize(features, dim=-1).cpu().numpy())
+    return np.concatenate(rows).astype(np.float32)
+
+
 def peak_box(
     token_map: Float32[np.ndarray, " t"], grid: tuple[int, int], size: tuple[int, int], share: float = 0.5
 ) -> Box:

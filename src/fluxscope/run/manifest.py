@@ -97,6 +97,12 @@ class Manifest:
             )
         return self.rows[self.place[image_id]]
 
+    @property
+    def prompt_numbers(self) -> list[int]:
+        """The prompt of each picture, as the number of the first line of prompts that says the same."""
+        first: dict[str, int] = {}
+        return [first.setdefault(row.prompt, row.prompt_idx) for row in self.rows]
+
     def picture(self, row: ManifestRow) -> Path:
         """The file of a picture."""
         return self.root / row.image_path

@@ -228,6 +228,11 @@ class RunDir:
         return self.home / "feature_scores.npz"
 
     @property
+    def names(self) -> Path:
+        """What features could be called, as `fluxscope name` found."""
+        return self.home / "names.json"
+
+    @property
     def steps_profile(self) -> Path:
         return self.home / "steps_profile.json"
 

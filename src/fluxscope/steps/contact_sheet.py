@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fluxscope.draw.sheet import Example, FeatureCard, comparison_sheet, contact_sheet
 from fluxscope.errors import MissingInputError
 from fluxscope.files import save_image
 from fluxscope.measures.clip import open_picture
-from fluxscope.run.context import Context
+from fluxscope.run.context import Context, step_work
+from fluxscope.run.name_records import names_of
 from fluxscope.run.records import Overlay, OverlaySummary, SelectedFeature, Selection
 from fluxscope.steps.step import Step
 
@@ -16,6 +19,7 @@ STEP = Step(
     module=__name__,
     summary="Lay the features and pictures out on one sheet.",
     reads=("overlay_summary", "selected_features", "overlays", "pictures"),
+    reads_if_there=("names", "s_matrix"),
     makes=("contact_sheet", "contact_sheet_comparison"),
     settings=(),
 )
@@ -32,7 +36,11 @@ def run(context: Context) -> str:
     if not selection.features:
         return nothing_to_show(context)
     overlays = OverlaySummary.read(files.overlay_summary, files.root)
-    cards = [card_of(context, record, overlays.items, selection) for record in selection.features]
+    names = names_of(files, step_work(context).log)
+    cards = [
+        replace(card_of(context, record, overlays.items, selection), name=names.get(record.feature_id, ""))
+        for record in selection.features
+    ]
     title, subtitle = title_of(selection), subtitle_of(overlays, selection)
     footer = footer_of(overlays, selection)
     across = 2 if len(cards) > 6 else 1

@@ -211,8 +211,7 @@ def shows_few(config: Config, manifest: Manifest) -> bool:
 
 def prompts_of(manifest: Manifest) -> Int64[np.ndarray, " n"]:
     """The prompt of each picture, as the number of the first line that says the same."""
-    first: dict[str, int] = {}
-    return np.array([first.setdefault(row.prompt, row.prompt_idx) for row in manifest.rows], np.int64)
+    return np.array(manifest.prompt_numbers, np.int64)
 
 
 def record_of(scores: FeatureScores, choice: Choice) -> SelectedFeature:

@@ -1,0 +1,238 @@
+"""What features could be called: `fluxscope name`, from the words of prompts and what CLIP sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from fluxscope.errors import ConfigError, RunDirError
+from fluxscope.files import load_npy
+from fluxscope.measures.clip import embed_images, embed_texts, peak_box
+from fluxscope.measures.names import (
+    LEAST_PROMPTS,
+    SEEN,
+    Named,
+    Terms,
+    halves,
+    name_features,
+    seen_more,
+    terms_of,
+    vocabulary,
+)
+from fluxscope.run.codes import CodeStore
+from fluxscope.run.context import Context, clip_of
+from fluxscope.run.freshness import Work
+from fluxscope.run.inputs import digest_of, values_of
+from fluxscope.run.manifest import Manifest
+from fluxscope.run.name_records import FeatureName, Names, in_words
+from fluxscope.run.records import Selection
+from fluxscope.run.step_log import StepLog
+from fluxscope.shapes.shipped import resolve
+
+PEAKS = 12
+"""Crops around the peaks of a feature's strongest pictures, of distinct prompts of the naming half."""
+RANDOMS = 96
+"""Crops at random places of random pictures, the same ones for all features."""
+LOOKS = 3
+TEMPLATE = "a picture of {}"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What names are made from.
+
+    Attributes:
+        features: whose names are looked for.
+        strength: (n f), S of these features.
+        prompt_idx: (n), the prompt of each picture, from 0.
+    """
+
+    features: tuple[int, ...]
+    manifest: Manifest
+    strength: Float32[np.ndarray, "n f"]
+    prompt_idx: np.ndarray
+    terms: Terms
+    naming: np.ndarray
+
+
+READS = ("s_matrix", "manifest", "codes", "pictures", "selected_features")
+
+
+def name_features_of(
+    context: Context, wanted: Sequence[int] | None, every: bool, settings: Iterable[str]
+) -> str:
+    """Name features, unless that is done; returns a line for the user.
+
+    Args:
+        wanted: these features; None for the selected ones.
+        every: all that are alive.
+        settings: those that names depend on.
+
+    Raises:
+        FluxscopeError: steps 1 to 4 have not been run, a feature is not there, or the prompts share no words.
+    """
+    config, files = context.config, context.files
+    log = StepLog.open(files.step_log)
+    key = values_of(config, settings, (files.site,), log)
+    key |= {name: digest_of(name, context, log) for name in READS}
+    key["features"] = "all" if every else list(wanted) if wanted else "selected"
+    home = "" if files.home == files.root else f"{files.relative(files.home)}/"
+    work = Work(log, f"{home}name", key, context.force)
+    if not work.reason:
+        return f"up to date: {files.names}"
+    with work.doing():
+        return make(context, wanted, every)
+
+
+def make(context: Context, wanted: Sequence[int] | None, every: bool) -> str:
+    """Name features, write names.json and say them; returns a line for the user."""
+    files, report = context.files, context.report
+    material = gather(context, wanted, every)
+    named = name_features(by_prompt(material), material.terms, material.naming)
+    seen, looks = look(context, material, named)
+    records = [
+        record_of(material, named, row, seen[row], looks[row]) for row in range(len(material.features))
+    ]
+    assert context.config.clip_model_id is not None
+    Names(
+        s_sha256=StepLog.open(files.step_log).digest(files.s_matrix.absolute()) or "",
+        num_prompts=len(material.naming),
+        clip_model_id=context.config.clip_model_id,
+        features=records,
+    ).write(files.names)
+    for each in [] if every else records:
+        report.say(f"{each.feature_id:>6}  {in_words(each)}" + (f": {each.reason}" if each.reason else ""))
+    count = sum(each.name is not None for each in records)
+    return f"{count} of {len(records)} features have a name: {files.names}"
+
+
+def gather(context: Context, wanted: Sequence[int] | None, every: bool) -> Material:
+    """The strengths and prompts of the features that are asked for."""
+    config, files = context.config, context.files
+    manifest = Manifest.read(files.manifest, files.root)
+    s = load_npy(files.s_matrix, mmap=True)
+    if s.ndim != 2 or len(s) != len(manifest.rows):
+        raise RunDirError(
+            f"{files.s_matrix} is not of the {len(manifest.rows)} pictures of the manifest",
+            "Run step 1 again.",
+            redo="collect",
+        )
+    if every:
+        features = tuple(int(f) for f in np.flatnonzero(s.max(0) > config.eps_alive))
+    elif wanted is not None:
+        features = tuple(dict.fromkeys(wanted))
+    else:
+        features = tuple(each.feature_id for each in Selection.read(files.selected_features).features)
+    for feature in features:
+        if not 0 <= feature < s.shape[1]:
+            raise ConfigError(f"there is no feature {feature}", f"Features are 0 to {s.shape[1] - 1}.")
+    _, first, prompt_idx = np.unique(manifest.prompt_numbers, return_index=True, return_inverse=True)
+    terms = terms_of([manifest.rows[row].prompt for row in first])
+    strength = np.asarray(s[:, list(features)], np.float32)
+    return Material(features, manifest, strength, prompt_idx, terms, halves(len(first)))
+
+
+def by_prompt(material: Material) -> Float[np.ndarray, "p f"]:
+    """The mean strength of each prompt's pictures."""
+    sums = np.zeros((len(material.naming), material.strength.shape[1]))
+    np.add.at(sums, material.prompt_idx, material.strength)
+    means: np.ndarray = sums / np.bincount(material.prompt_idx)[:, None]
+    return means
+
+
+def look(context: Context, material: Material, named: Named) -> tuple[list[float], list[list[str]]]:
+    """What CLIP sees where each feature fires: its term, in standard errors, and words of the vocabulary."""
+    config, report = context.config, context.report
+    store = CodeStore(context.files.codes, context.files.site, config.target_step_index)
+    size = material.manifest.rows[0].width, material.manifest.rows[0].height
+    model, processor = clip_of(config)
+    assert config.clip_model_id is not None
+    words = tuple(dict.fromkeys((*material.terms.words, *vocabulary())))
+    texts = [TEMPLATE.format(word) for word in words]
+    embedded = embed_texts(model, resolve(config.clip_model_id), texts)
+    grid, wanted = config.image_token_grid, range(len(material.features))
+    crops = [crop for row in wanted for crop in peaks_of(material, store, row, grid)]
+    owner = np.array([row for row, _, _ in crops], int)
+    drawn = random_crops(material, size)
+    pictures = [material.manifest.picture(material.manifest.rows[at]) for _, at, _ in (*crops, *drawn)]
+    boxes = [box for _, _, box in (*crops, *drawn)]
+    report.say(f"     {len(boxes)} crops are embedded with {config.clip_model_id}")
+    seen = embed_images(model, processor, pictures, config.clip_batch_size, crops=boxes)
+    peaks, randoms = seen[: len(crops)], seen[len(crops) :]
+    scores, looks = [], []
+    shipped = np.array([word in set(vocabulary()) for word in words])
+    for row, term in enumerate(named.term):
+        z = seen_more(peaks[owner == row], randoms, embedded)
+        scores.append(float(z[term]) if term >= 0 else float("nan"))
+        order = np.argsort(-np.where(shipped, np.nan_to_num(z, nan=-np.inf), -np.inf), kind="stable")
+        looks.append([words[at] for at in order[:LOOKS] if np.isfinite(z[at]) and z[at] > SEEN])
+    return scores, looks
+
+
+Crop = tuple[int, int, tuple[int, int, int, int]]
+"""Whose crop it is (-1: nobody's), the picture's place in the manifest, and the box."""
+
+
+def peaks_of(material: Material, store: CodeStore, row: int, grid: tuple[int, int]) -> list[Crop]:
+    """Crops around the peaks of the strongest picture of each of the feature's strongest naming prompts."""
+    first = material.manifest.rows[0]
+    strength = np.where(material.naming[material.prompt_idx], material.strength[:, row], 0)
+    order = np.argsort(-strength, kind="stable")
+    chosen: dict[int, int] = {}
+    for at in order:
+        if strength[at] <= 0 or len(chosen) == PEAKS:
+            break
+        chosen.setdefault(int(material.prompt_idx[at]), int(at))
+    feature = material.features[row]
+    rows, values = store.columns([feature])[feature]
+    size, crops = (first.width, first.height), []
+    for at in chosen.values():
+        own = rows // store.n_tokens == at
+        token_map = np.zeros(store.n_tokens, np.float32)
+        token_map[rows[own] % store.n_tokens] = values[own]
+        crops.append((row, at, peak_box(token_map, grid, size)))
+    return crops
+
+
+def random_crops(material: Material, size: tuple[int, int], seed: int = 0) -> list[Crop]:
+    """Crops of the same size at random places of random pictures of the naming half."""
+    rng = np.random.default_rng(seed)
+    rows = np.flatnonzero(material.naming[material.prompt_idx])
+    width, height = size[0] // 2, size[1] // 2
+    crops: list[Crop] = []
+    for _ in range(RANDOMS):
+        left, top = int(rng.integers(size[0] - width + 1)), int(rng.integers(size[1] - height + 1))
+        crops.append((-1, int(rng.choice(rows)), (left, top, left + width, top + height)))
+    return crops
+
+
+def record_of(material: Material, named: Named, row: int, seen: float, looks: list[str]) -> FeatureName:
+    """A feature's entry: a name where every test is passed, else the reason why not."""
+    term = int(named.term[row])
+    reason = ""
+    if named.strong[row] < LEAST_PROMPTS:
+        reason = f"strong for {named.strong[row]} prompts of the naming half: too few"
+    elif term < 0:
+        reason = "no words are shared by its strong prompts more than chance would have it"
+    elif not seen > SEEN:
+        reason = f"CLIP does not see {material.terms.words[term]!r} where it fires (z {seen:.1f})"
+
+    def number(value: float) -> float | None:
+        return float(value) if term >= 0 and np.isfinite(value) else None
+
+    words = material.terms.words[term] if term >= 0 else None
+    return FeatureName(
+        feature_id=material.features[row],
+        name=None if reason else words,
+        reason=reason,
+        term=words,
+        z=number(named.z[row]),
+        shared=number(named.shared[row]),
+        strong_prompts=int(named.strong[row]),
+        clip_z=number(seen),
+        held_out_r=number(named.held_out[row]),
+        looks_like=looks,
+    )
