@@ -5,7 +5,7 @@
 The captions are those of the truth benchmark; one half of them names, and on the other half's pictures the
 name is held against what is true: a name is right (top 3) where all its words are among the three values
 that the feature tells best, by F1 of its strength on pictures, and (more strictly) of its codes on tokens.
-The control names features of which the pictures are shuffled. Intervals are by prompt, of 200 bootstrap samples.
+The control names features of which the pictures are shuffled. Intervals: 200 bootstrap samples of the names.
 Writes the table of docs/explanation/names.md.
 """
 
