@@ -68,6 +68,8 @@ def no_open_files():
         (OSError(errno.ENOSPC, "x"), "no space left on the disk while writing here"),
         (OSError(errno.EDQUOT, "x"), "no space left on the disk while writing here"),
         (OSError(errno.EFBIG, "x"), "here grew larger than the disk or a limit of the system"),
+        (OSError(errno.ENAMETOOLONG, "x"), "the name here is too long"),
+        (OSError(errno.ELOOP, "x"), "here is a link that leads in a circle"),
         (OSError(errno.EACCES, "x"), "no right to read here"),
         (OSError(errno.EROFS, "x"), "no right to read here"),
         (OSError(errno.EMFILE, "x"), "too many files are open: here cannot be opened"),

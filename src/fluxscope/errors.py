@@ -224,6 +224,10 @@ def _explained(number: int | None, path: object, doing: str) -> MachineError | N
                 f"too many files are open: {path} cannot be opened",
                 "Raise the limit (ulimit -n 4096) and run the same command again: finished work is kept.",
             )
+        case errno.ENAMETOOLONG:
+            return MachineError(f"the name {clean(str(path))} is too long", "Give a shorter one.")
+        case errno.ELOOP:
+            return MachineError(f"{path} is a link that leads in a circle", "Delete it.")
         case errno.EIO | errno.ESTALE:
             return MachineError(
                 f"the disk failed ({os.strerror(number)}) with {path}",
