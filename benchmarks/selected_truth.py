@@ -167,8 +167,8 @@ def twin_of(truth: Truth, path: Path) -> csr_array:
     """Save an untrained dictionary of equal width and L0, and give its codes."""
     sae, _ = load(SHIPPED_SAES[OWN_SITE])
     x = truth.activations(OWN_SITE, STEP)
-    codes = codes_of(sae, x)
-    twin = random_twin(sae, round(codes.nnz / codes.shape[0]))
+    seen = codes_of(sae, x[:SEEN])
+    twin = random_twin(sae, round(seen.nnz / seen.shape[0]))
     save(path, twin, {}, "fluxscope")
     return codes_of(twin, x)
 
