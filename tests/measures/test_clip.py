@@ -6,7 +6,14 @@ import pytest
 from PIL import Image
 
 from fluxscope.errors import CheckpointError, FluxscopeError
-from fluxscope.measures.clip import embed_images, load_clip, open_picture, peak_box
+from fluxscope.measures.clip import (
+    embed_images,
+    load_clip,
+    open_picture,
+    peak_box,
+    tile_boxes,
+    tile_of_tokens,
+)
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +140,25 @@ def test_pictures_of_other_formats_are_not_read(tmp_path):
             open_picture(tmp_path / name)
     Image.fromarray(pixels).save(tmp_path / "good.png", format="PNG")
     assert (np.asarray(open_picture(tmp_path / "good.png")) == pixels).all()
+
+
+@pytest.mark.parametrize("size", [(128, 128), (144, 96), (50, 1024)])
+@pytest.mark.parametrize("side", [1, 3, 4])
+def test_tiles_cover_a_picture_once_and_tokens_lie_where_their_centres_do(size, side):
+    width, height = size
+    covered = np.zeros((height, width), int)
+    boxes = tile_boxes(size, side)
+    for left, top, right, bottom in boxes:
+        covered[top:bottom, left:right] += 1
+    assert (covered == 1).all() and len(boxes) == side * side
+    grid = (height // 16 or 1, width // 16 or 1)
+    for token, tile in enumerate(tile_of_tokens(grid, side)):
+        row, column = divmod(token, grid[1])
+        x, y = (column + 0.5) * width / grid[1], (row + 0.5) * height / grid[0]
+        left, top, right, bottom = boxes[tile]
+        assert left - 0.5 <= x <= right + 0.5 and top - 0.5 <= y <= bottom + 0.5
+
+
+def test_tiles_of_very_small_pictures_hold_a_pixel():
+    assert all(right > left and bottom > top for left, top, right, bottom in tile_boxes((2, 3), 4))
+    assert tile_of_tokens((2, 1), 4).tolist() == [6, 14]
