@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CHOSEN = "tests/steps/test_chosen_and_shown.py"
+HALVES = "tests/steps/test_chosen_and_shown.py"
 SHOWN, STEERED = "tests/steps/test_shown_values.py", "tests/steps/test_steered_values.py"
 EDITED, CHOSEN = "tests/models/test_editing.py", "tests/models/test_methods_choice.py"
 DRAWN, COMPARED = "tests/draw", "tests/steps/test_compare_layers.py"
@@ -108,7 +108,7 @@ MUTANTS = (
     ),
     *_of(
         "measures/selection.py",
-        CHOSEN,
+        HALVES,
         (
             "halves swapped",
             "_dealt(first, second, halves.by_first), _dealt(second, first",
@@ -179,7 +179,7 @@ MUTANTS = (
     ),
     *_of(
         "steps/select.py",
-        CHOSEN,
+        HALVES,
         (
             "tiles of the first picture",
             "store.image(image).max_over_tokens",
