@@ -121,15 +121,9 @@ def row_of(work: Path, site: str, pictures: int, report: Reporter) -> str:
     strength, held = by_prompt(material), ~material.naming
     word = {term: at for at, term in enumerate(material.terms.words)}
     place = {feature: at for at, feature in enumerate(material.features)}
-    auprc = np.mean(
-        [
-            average_precision(
-                strength[held][:, [place[each.feature_id]]],
-                material.terms.present[held][:, [word[each.name]]],
-            ).item()
-            for each in named
-        ]
-    )
+    codes, has = csc_array(strength[held].astype(np.float32)), material.terms.present[held]
+    pairs = np.array([(place[each.feature_id], word[each.name]) for each in named])
+    auprc = average_precision(codes, has, pairs[:, 0], pairs[:, 1]).mean()
     shuffled = name_features(rng.permutation(strength), material.terms, material.naming)
     distinct = len(Counter(each.name for each in named))
     return (
