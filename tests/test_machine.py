@@ -69,6 +69,7 @@ def no_open_files():
         (OSError(errno.EDQUOT, "x"), "no space left on the disk while writing here"),
         (OSError(errno.EFBIG, "x"), "here grew larger than the disk or a limit of the system"),
         (OSError(errno.ENAMETOOLONG, "x"), "the name here is too long"),
+        (OSError(errno.EISDIR, "x"), "here is a folder where a file belongs"),
         (OSError(errno.ELOOP, "x"), "here is a link that leads in a circle"),
         (OSError(errno.EACCES, "x"), "no right to read here"),
         (OSError(errno.EROFS, "x"), "no right to read here"),

@@ -204,14 +204,19 @@ def attempt(case: Case, work: Path, told: Path) -> None:
             wrong.append("".join(traceback.format_exception(result.exception))[-1500:])
         elif result.exit_code not in (0, 1, 2):
             wrong.append(f"exit code {result.exit_code}")
-        elif result.exit_code == 1 and (bad := unclear(result.stderr)):
-            wrong.append(bad)
+        elif result.exit_code == 1 and not is_answer(command, result.stderr):
+            wrong += [bad] if (bad := unclear(result.stderr)) else []
         if unclean(result.output):
             wrong.append(f"control characters: {result.output!r}"[:500])
         if result.exit_code:
             refused.touch()
     wrong += [f"touched {each}" for each in sorted(touched)]
     told.write_text("; ".join(wrong))
+
+
+def is_answer(command: tuple[str, ...], complaint: str) -> bool:
+    """Whether a command that ends with 1 says so as its answer: doctor, that something is missing."""
+    return command[0] == "doctor" and not complaint
 
 
 def unclear(complaint: str) -> str:
