@@ -275,9 +275,9 @@ and is the correlation of that with the feature's strength (`measures/held_out.p
 pictures in the place of tiles.
 
 What the tables say: with few prompts tiles tell more than whole pictures, and at `double.5.attn`, whose
-features the sheet shows, more than any other score; on features of `double.15.ff`, of which few are true, whole pictures
-(`--clip-tiles 1`) do better from 150 prompts on. Coverage and frequency go with F1 because most features that
-hardly ever fire know nothing; the ten most frequent know nothing either.
+features the sheet shows, more than any other score; on features of `double.15.ff`, of which few are true,
+whole pictures (`--clip-tiles 1`) do better from 150 prompts on. Coverage and frequency go with F1 as most
+features that hardly ever fire know nothing; the ten most frequent know nothing either.
 
 ![One dot a feature: each score against F1](../images/cheap_scores.png)
 
