@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fluxscope.commands import benchmarks, checkpoints, pipeline, reports, steering, training
+from fluxscope.commands import atlas, benchmarks, checkpoints, pipeline, reports, steering, training
 from fluxscope.commands.flags import clear_errors, with_settings
 from fluxscope.progress import quiet_imports, tell
 from fluxscope.settings.config import Config, settings_table
@@ -76,6 +76,7 @@ def commands(kind: type[Config] | None) -> dict[str, Callable[..., None]]:
     made["truth"] = with_settings(benchmarks.truth, benchmarks.SETTINGS, kind)
     made["doctor"] = with_settings(reports.doctor, (*EVERYWHERE, *STEPS[0].settings, "clip_model_id"), kind)
     looking: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+        "atlas": (atlas.atlas, atlas.SETTINGS),
         "site-map": (reports.site_map, reports.SITE_MAP_SETTINGS),
         "name": (reports.name, reports.NAME_SETTINGS),
         "steps-profile": (reports.steps_profile, reports.PROFILE_SETTINGS),

@@ -104,7 +104,7 @@ class RunDir:
         names = ("steering", "best_demos", "steering_grids")
         of_sites = [home / name for home in self.homes for name in (self.overlays_subdir, *names)]
         shared = [self.images, self.codes, self.activations, self.layer_comparison, self.prompt_embeddings]
-        shared.append(self.site_map_pictures)
+        shared += [self.site_map_pictures, self.atlas]
         return [*shared, *self.homes[1:], *of_sites]
 
     # --- shared by all sites ---
@@ -164,6 +164,11 @@ class RunDir:
     @property
     def comparison(self) -> Path:
         return self.layer_comparison / "comparison.json"
+
+    @property
+    def atlas(self) -> Path:
+        """The page of all that the run holds."""
+        return self.root / "atlas"
 
     # --- site-map ---
     @property

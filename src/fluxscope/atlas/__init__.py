@@ -1,0 +1,1 @@
+"""A run folder made into a static page that opens by a double click."""

@@ -1,0 +1,68 @@
+// Shards: scripts that hand over one value each, loaded when first asked for.
+const base = document.currentScript.dataset.base;
+const waiting = new Map();
+window.fluxscopeShard = (name, value) => waiting.get(name)?.resolve(value);
+
+function shard(name) {
+  if (!waiting.has(name)) {
+    const entry = {};
+    entry.promise = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
+    waiting.set(name, entry);
+    const script = document.createElement("script");
+    script.src = `${base}data/${name}.js`;
+    script.onerror = () => { waiting.delete(name); entry.reject(new Error(`${name} is not there`)); };
+    script.onload = () => script.remove();
+    document.head.append(script);
+  }
+  return waiting.get(name).promise;
+}
+
+function bytes(text) {
+  const raw = atob(text);
+  return Uint8Array.from({ length: raw.length }, (_, place) => raw.charCodeAt(place));
+}
+
+const run = { index: null, tables: [], site: 0 };
+const site = () => run.index.sites[run.site];
+const table = () => run.tables[run.site];
+const lines = (number = run.site) => run.tables[number].line;
+
+async function openSite(number) {
+  if (!run.tables[number]) {
+    const columns = await shard(`s${number}_table`);
+    columns.line = new Map((columns.id ?? []).map((id, line) => [id, line]));
+    columns.id ??= [];
+    run.tables[number] = columns;
+  }
+  run.site = number;
+}
+
+async function featureRecord(id) {
+  const line = lines().get(id);
+  if (line === undefined) return null;
+  const per = site().perShard;
+  return (await shard(`s${run.site}_f${Math.floor(line / per)}`))[line % per];
+}
+
+// Every token of a picture: its features as lines of the table, strongest first, with shares of their largest code.
+async function pictureTokens(place) {
+  const { perShard, picturesPerShard, codes } = site();
+  if (!codes) return null;
+  const part = await shard(`s${run.site}_p${Math.floor(place / picturesPerShard)}`);
+  const [counts, features, shares] = part.pictures[place - part.first].map(bytes);
+  const wide = table().id.length >= 65536 ? 4 : 2;
+  const found = [];
+  let at = 0;
+  for (const count of counts) {
+    const token = [];
+    for (let end = at + count; at < end; at++) {
+      let line = 0;
+      for (let byte = wide - 1; byte >= 0; byte--) line = line * 256 + features[at * wide + byte];
+      token.push([line, shares[at] / 255]);
+    }
+    found.push(token);
+  }
+  return found;
+}
+
+const promptOf = (place) => run.index.prompts[run.index.pictures[place][0]];

@@ -1,0 +1,47 @@
+"""Data for a page without a build step: classic scripts that hand over one value each, and packed arrays.
+
+A page opened from a folder may not fetch; it may load `<script src>`. A shard is such a script.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LONGEST_TEXT = 2000
+JOINERS = "\u200c\u200d"
+"""Invisible, but parts of words and of emoji."""
+
+
+def write_shard(folder: Path, name: str, value: Any) -> None:
+    """Write `data/{name}.js`, which calls `fluxscopeShard(name, value)`. ASCII alone, so no text ends it."""
+    path = folder / "data" / f"{name}.js"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    path.write_text(f"fluxscopeShard({json.dumps(name)},{text});\n", encoding="ascii")
+
+
+def packed(array: np.ndarray) -> str:
+    """An array's bytes, little-endian, in base64."""
+    return base64.b64encode(
+        np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()
+    ).decode()
+
+
+def rounded(value: Any, digits: int = 4) -> float | None:
+    """A number for the page; None where it was not measured."""
+    return None if value is None or not np.isfinite(value) else float(f"{float(value):.{digits}g}")
+
+
+def shown(text: str) -> str:
+    """A text of a file, with what would turn or hide its neighbours replaced, and an end."""
+    harmless = "".join(
+        "\ufffd" if unicodedata.category(letter) in ("Cc", "Cf", "Cs") and letter not in JOINERS else letter
+        for letter in text[:LONGEST_TEXT]
+    )
+    return harmless + ("..." if len(text) > LONGEST_TEXT else "")

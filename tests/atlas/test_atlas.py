@@ -1,0 +1,216 @@
+"""The page of a run holds what the run holds: each number is found again by another way."""
+
+import base64
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fluxscope.atlas.build import MARK, build
+from fluxscope.atlas.features import correlations, enriched, prompt_words, strip_places
+from fluxscope.atlas.shards import shown, write_shard
+from fluxscope.errors import RunDirError
+from fluxscope.files import load_npy, read_jsonl, write_text
+from fluxscope.progress import Reporter
+from fluxscope.run.codes import CodeStore
+from fluxscope.run.context import Context
+from fluxscope.run.rundir import RunDir
+
+MOST = 70
+
+
+def context_of(config):
+    return Context(config, RunDir.of(config), Reporter(quiet=True))
+
+
+@pytest.fixture(scope="session")
+def page(finished, tmp_path_factory):
+    target = tmp_path_factory.mktemp("atlas") / "page"
+    build(context_of(finished), target, MOST)
+    return target
+
+
+def folder_of(page: Path) -> Path:
+    (folder,) = [each for each in page.iterdir() if each.is_dir()]
+    return folder
+
+
+def shard(page: Path, name: str):
+    text = (folder_of(page) / "data" / f"{name}.js").read_text("ascii")
+    found = re.fullmatch(r'fluxscopeShard\("([^"]+)",(.*)\);\n', text)
+    assert found and found[1] == name
+    return json.loads(found[2])
+
+
+def test_features_have_their_pictures_and_codes(finished, page):
+    files = RunDir.of(finished)
+    s = load_npy(files.s_matrix)
+    rows = read_jsonl(files.manifest)
+    store = CodeStore(files.codes, files.site, finished.target_step_index)
+    table = shard(page, "s0_table")
+    features = shard(page, "s0_f0") + shard(page, "s0_f1")
+    assert [each["id"] for each in features] == table["id"]
+    assert len(table["id"]) == MOST
+    dense = {}
+    for record in features[:5] + features[-2:]:
+        column = s[:, record["id"]]
+        best = {}  # the strongest picture of each prompt
+        for place in np.argsort(-column, kind="stable"):
+            if column[place] > finished.eps_alive:
+                best.setdefault(rows[place]["prompt"], int(place))
+        assert [place for place, *_ in record["top"]] == list(best.values())[:16]
+        for place, value, packed in record["top"]:
+            assert value == pytest.approx(column[place], rel=1e-3)
+            if place not in dense:
+                dense[place] = store.image(place).to_dense().numpy()
+            codes = dense[place][:, record["id"]]
+            drawn = np.frombuffer(base64.b64decode(packed), np.dtype([("token", "<u2"), ("share", "u1")]))
+            assert drawn["token"].tolist() == np.flatnonzero(codes).tolist()
+            np.testing.assert_allclose(drawn["share"] / 255, codes[codes > 0] / column.max(), atol=1 / 255)
+        assert sum(record["histogram"]) == len(store.column(record["id"])[0])
+
+
+def test_strips_hold_pictures_of_their_range(page, finished):
+    s = load_npy(RunDir.of(finished).s_matrix)
+    for record in shard(page, "s0_f0")[:10]:
+        column = s[:, record["id"]]
+        active = np.sort(column[column > finished.eps_alive])
+        for name, pictures in record["strips"]:
+            values = [column[place] for place, *_ in pictures]
+            if name == "silent":
+                assert all(value <= finished.eps_alive for value in values)
+                assert len(values) == min(4, (column <= finished.eps_alive).sum())
+            else:
+                low, high = (int(part) for part in name.rstrip("%").split("-"))
+                inside = active[len(active) * low // 100 : len(active) * high // 100]
+                assert all(inside.min() <= value <= inside.max() for value in values)
+
+
+def test_strips_show_both_ends_of_a_range():
+    column = np.arange(101, dtype=np.float32)  # 0 is silent; 1 to 100 are active
+    strips = dict(strip_places(column, 0.5, 0))
+    assert strips["90-99%"] == [99, 96, 94, 91]
+    assert (strips["50-90%"][0], strips["50-90%"][-1]) == (90, 51)
+    assert (strips["0-50%"][0], strips["0-50%"][-1]) == (50, 1)
+    assert strips["silent"] == [0]
+
+
+def test_a_token_leads_to_its_features(finished, page):
+    files = RunDir.of(finished)
+    store = CodeStore(files.codes, files.site, finished.target_step_index)
+    ids = np.array(shard(page, "s0_table")["id"])
+    counts, features, _ = shard(page, "s0_p0")["pictures"][3]
+    counts = np.frombuffer(base64.b64decode(counts), np.uint8)
+    features = np.frombuffer(base64.b64decode(features), "<u2")
+    assert counts.sum() == len(features)
+    assert len(counts) == store.n_tokens
+    dense = store.image(3).to_dense().numpy()[:, ids]
+    for token, part in enumerate(np.split(features, np.cumsum(counts)[:-1])):
+        strongest = np.argsort(-dense[token], kind="stable")[: (dense[token] > 0).sum()]
+        assert part.tolist() == strongest.tolist()[:16]
+
+
+def test_neighbours_are_those_of_the_correlation(finished, page):
+    s = load_npy(RunDir.of(finished).s_matrix)
+    ids = shard(page, "s0_table")["id"]
+    fires = (s[:, ids] > finished.eps_alive).astype(float)
+    for line, record in enumerate(shard(page, "s0_f0")[:8]):
+        varies = fires[:, line].std() > 0
+        for other, value in record["cofiring"]:
+            expected = np.corrcoef(fires[:, line], fires[:, ids.index(other)])[0, 1]
+            assert varies
+            assert other != record["id"]
+            assert value == pytest.approx(expected, abs=1e-3)
+
+
+def test_correlations_and_constant_columns():
+    x = np.random.default_rng(0).random((30, 3)).astype(np.float32)
+    constant = np.ones((30, 1), np.float32)
+    np.testing.assert_allclose(correlations(x, x), np.corrcoef(x.T), atol=1e-5)
+    assert (correlations(constant, x) == 0).all()
+
+
+def test_words_are_compared_with_the_other_prompts():
+    words, has = prompt_words(["red cat", "red dog", "blue cat", "blue dog"] * 5)
+    assert set(words) == {"red", "blue", "cat", "dog"}
+    fires = np.array([True, True, False, False] * 5)[:, None]
+    inside, outside, z = enriched(fires, has)
+    red, cat = words.index("red"), words.index("cat")
+    assert (inside[0, red], outside[0, red]) == (1, 0)
+    assert z[0, red] == pytest.approx(1 / np.sqrt(0.25 * (1 / 10 + 1 / 10)))
+    assert z[0, cat] == pytest.approx(0)
+
+
+def test_what_was_not_measured_is_null(page):
+    record = shard(page, "s0_f0")[0]
+    assert (record["steps"], record["truth"], record["truthMeasured"], record["effects"]) == (
+        None,
+        [],
+        False,
+        [],
+    )
+    assert set(shard(page, "s0_table")["name"]) == {None}
+
+
+def test_hostile_texts_become_harmless(finished, tmp_path):
+    root = tmp_path / "run"
+    shutil.copytree(finished.out_dir, root)
+    config = replace(finished, out_dir=str(root))
+    manifest = RunDir.of(config).manifest
+    evil = "</script><img src=x onerror=alert(1)>\u202egnp.exe\u001b\u2028\u2066 e\u0301"
+    rows = [{**row, "prompt": evil} if row["prompt_idx"] == 0 else row for row in read_jsonl(manifest)]
+    write_text(manifest, "".join(json.dumps(row) + "\n" for row in rows))
+    build(context_of(config), tmp_path / "page", 3)
+    first = shard(tmp_path / "page", "index")["prompts"][0]
+    assert first == "</script><img src=x onerror=alert(1)>\ufffdgnp.exe\ufffd\u2028\ufffd e\u0301"
+    assert len(shown("x" * 10**6)) < 2100
+
+
+def test_a_shard_is_ascii_and_strict(tmp_path):
+    write_shard(tmp_path, "a", {"text": "\u2028\U0001f600"})
+    assert (tmp_path / "data/a.js").read_bytes().isascii()
+    with pytest.raises(ValueError, match="JSON"):
+        write_shard(tmp_path, "a", float("nan"))
+
+
+def test_the_page_runs_only_its_own_script():
+    page = Path(build.__code__.co_filename).parent / "page"
+    html = (page / "index.html").read_text()
+    assert MARK in html
+    assert "default-src 'none'" in html
+    assert "connect-src" not in html  # so that default-src forbids it
+    assert re.findall(r"<script(?![^>]*\bsrc=)", html) == []
+    script = "".join(part.read_text() for part in page.glob("*.js"))
+    for door in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch(", "http"):
+        assert door not in script
+
+
+def test_a_page_is_made_once_and_replaced_whole(finished, tmp_path, monkeypatch):
+    context = context_of(finished)
+    build(context, tmp_path, 2)
+    before = folder_of(tmp_path), (tmp_path / "index.html").read_text()
+    assert "up to date" in build(context, tmp_path, 2)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fluxscope.atlas.build.write_site", killed)
+        build(context, tmp_path, 3)
+    assert (tmp_path / "index.html").read_text() == before[1]
+    assert (before[0] / "data" / "s0_table.js").is_file()
+    assert len(list(tmp_path.iterdir())) == 3  # what the killed one left
+    build(context, tmp_path, 3)
+    assert folder_of(tmp_path).name in (tmp_path / "index.html").read_text()
+    assert folder_of(tmp_path) != before[0]
+
+
+def test_another_page_is_not_written_over(finished, tmp_path):
+    (tmp_path / "index.html").write_text("<p>mine</p>")
+    with pytest.raises(RunDirError, match="something else"):
+        build(context_of(finished), tmp_path)
+    assert (tmp_path / "index.html").read_text() == "<p>mine</p>"
