@@ -19,6 +19,7 @@ from fluxscope.progress import Reporter
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context
 from fluxscope.run.rundir import RunDir
+from fluxscope.run.step_log import StepLog
 
 MOST = 70
 
@@ -153,7 +154,31 @@ def test_what_was_not_measured_is_null(page):
         False,
         [],
     )
-    assert set(shard(page, "s0_table")["name"]) == {None}
+
+
+def test_names_are_those_of_this_S(finished, tmp_path):
+    root = tmp_path / "run"
+    shutil.copytree(finished.out_dir, root)
+    config = replace(finished, out_dir=str(root))
+    files = RunDir.of(config)
+    build(context_of(config), tmp_path / "page", 2)
+    first, second = shard(tmp_path / "page", "s0_table")["id"]
+    known = {"term": "red", "z": 4.5, "shared": 0.5, "strong_prompts": 3, "clip_z": None, "looks_like": []}
+    features = [
+        {"feature_id": first, "name": "red <b>", "reason": "", "held_out_r": 0.62, **known},
+        {"feature_id": second, "name": None, "reason": "too few prompts", "held_out_r": None, **known},
+    ]
+    digest = StepLog.open(files.step_log).digest(files.s_matrix.absolute())
+    for own, names, reasons in (
+        (digest, ["red <b>", None], [None, "too few prompts"]),
+        ("another", [None, None], [None, None]),
+    ):
+        names_file = {"s_sha256": own, "num_prompts": 12, "clip_model_id": "clip", "features": features}
+        write_text(files.names, json.dumps(names_file))
+        build(context_of(config), tmp_path / "page", 2)
+        table = shard(tmp_path / "page", "s0_table")
+        assert (table["name"], table["unnamed"]) == (names, reasons)
+        assert table["evidence"][0] == ({"z": 4.5, "held_out_r": 0.62} if own == digest else {})
 
 
 def test_hostile_texts_become_harmless(finished, tmp_path):

@@ -1,4 +1,4 @@
-"""The page in a real browser, opened as a file: what a reader clicks, types and presses; the console stays empty.
+"""The page in a real browser, opened as a file: what a reader clicks, types and presses, the console empty.
 
 Needs `pip install fluxscope[browser]` and Chromium (Debian: `apt-get install chromium`); skipped without.
 """
@@ -75,8 +75,8 @@ def test_a_feature_opens_with_its_pictures_and_a_drawn_heatmap(page):
     assert page.locator(".wall figure").count() > 0
     opaque = page.evaluate(
         "(() => { const c = document.querySelector('.wall canvas');"
-        " return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 == 3 && v)"
-        ".length; })()"
+        " return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 == 3"
+        " && v).length; })()"
     )
     assert opaque > 0
     assert "not measured" in text_of(page)  # steering, stability

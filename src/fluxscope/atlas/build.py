@@ -85,7 +85,7 @@ def key_of(context: Context, sites: list[SiteMaterial], most: int) -> str:
             files.steps_profile,
             files.steering_summary,
         ]
-        read += [files.root / "truth.json", files.home / "names.json"]
+        read += [files.root / "truth.json", files.names]
         parts += [files.site, site.eps, site.store is not None, site.directions is not None]
         parts += [log.digest(path.absolute()) if path.is_file() else None for path in read]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from fluxscope.errors import FluxscopeError, RunDirError
-from fluxscope.files import load_npy, load_npz, read_json
+from fluxscope.files import load_npy, load_npz
 from fluxscope.measures.top_images import RankedImages, rank_images
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context
 from fluxscope.run.manifest import Manifest
+from fluxscope.run.name_records import FeatureName, Names
 from fluxscope.run.records import RunLog, StepsProfile
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.steering_records import SteeringSummary
@@ -93,18 +94,13 @@ class SiteMaterial:
         }
 
     @cached_property
-    def names(self) -> dict[int, dict[str, Any]]:
-        """What features could be called, of this S; see names.json."""
-        path = self.files.home / "names.json"
-        if not path.is_file():
+    def names(self) -> dict[int, FeatureName]:
+        """What features could be called; none where they were not named, or by another S."""
+        if not self.files.names.is_file():
             return {}
-        found = read_json(path)
+        found = Names.read(self.files.names)
         own = StepLog.open(self.files.step_log).digest(self.files.s_matrix.absolute())
-        if not isinstance(found, dict) or found.get("s_sha256") != own:
-            return {}
-        listed = found.get("features")
-        named = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-        return {each["feature_id"]: each for each in named if isinstance(each.get("feature_id"), int)}
+        return {each.feature_id: each for each in found.features} if found.s_sha256 == own else {}
 
     @cached_property
     def steps(self) -> dict[int, dict[str, Any]]:

@@ -170,16 +170,14 @@ def heatmaps(site: SiteMaterial, codes: tuple[Any, Any] | None, largest: float) 
 def row_of(site: SiteMaterial, feature: int, record: dict[str, Any], words: list[str]) -> dict[str, Any]:
     """A feature's line of the table: what is searched, sorted and shown on cards."""
     scores = {name: rounded(values[feature]) for name, values in site.scores.items()}
-    named = site.names.get(feature, {})
-    name, reason = named.get("name"), named.get("reason")
+    named = site.names.get(feature)
+    evidence = {"z": named.z, "held_out_r": named.held_out_r, "clip_z": named.clip_z} if named else {}
     best = max((each["f1"] for each in record["truth"]), default=None)
     return {
         "id": feature,
-        "name": shown(name) if isinstance(name, str) else None,
-        "evidence": {
-            each: rounded(named[each]) for each in ("z", "held_out_r", "clip_z") if is_number(named, each)
-        },
-        "unnamed": shown(reason) if isinstance(reason, str) else None,
+        "name": shown(named.name) if named and named.name else None,
+        "evidence": {key: rounded(value) for key, value in evidence.items() if value is not None},
+        "unnamed": shown(named.reason) if named and not named.name else None,
         "top": [picture[0] for picture in record["top"]],
         "peak": record["top"][0][2] if record["top"] else "",
         "max": record["max"],
@@ -193,10 +191,6 @@ def row_of(site: SiteMaterial, feature: int, record: dict[str, Any], words: list
         "steers": bool(record["effects"]),
         "words": [shown(word) for word in words],
     }
-
-
-def is_number(named: dict[str, Any], key: str) -> bool:
-    return isinstance(named.get(key), int | float) and not isinstance(named.get(key), bool)
 
 
 def effects(folder: Path, site: SiteMaterial, feature: int) -> list[dict[str, Any]]:
