@@ -227,7 +227,9 @@ def _explained(number: int | None, path: object, doing: str) -> MachineError | N
         case errno.ENAMETOOLONG:
             return MachineError(f"the name {clean(str(path))} is too long", "Give a shorter one.")
         case errno.EISDIR | errno.ENOTDIR:
-            return MachineError(f"{path} is a folder where a file belongs, or lies in a file", "Delete it.")
+            return MachineError(
+                f"{path} is a folder where a file belongs, or lies in a file", "Move it away."
+            )
         case errno.ELOOP:
             return MachineError(f"{path} is a link that leads in a circle", "Delete it.")
         case errno.EIO | errno.ESTALE:

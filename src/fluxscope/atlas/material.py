@@ -177,11 +177,15 @@ def sites_of(context: Context) -> Iterator[SiteMaterial]:
         manifest = Manifest.read(files.manifest, files.root)
         s = load_npy(files.s_matrix, mmap=True)
         if s.ndim != 2 or len(s) != len(manifest.rows):
-            raise RunDirError(f"{files.s_matrix} is not of the manifest's pictures", "Run step 1 again.")
+            raise RunDirError(
+                f"{files.s_matrix} is not of the manifest's pictures", "Run step 1 again.", redo="collect"
+            )
         step = manifest.rows[0].step
         step = config.target_step_index if step is None else step
         has_codes = (files.codes / site / f"step_{step}" / "zarr.json").is_file()
         store = CodeStore(files.codes, site, step) if has_codes else None
         if store is not None and (store.n_images, store.n_features) != s.shape:
-            raise RunDirError(f"{store.path} is not of the same pictures as S", "Run step 1 again.")
+            raise RunDirError(
+                f"{store.path} is not of the same pictures as S", "Run step 1 again.", redo="collect"
+            )
         yield SiteMaterial(replace(context, files=files), files, manifest, s, step, store, config.eps_alive)

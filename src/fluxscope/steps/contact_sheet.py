@@ -8,9 +8,10 @@ from fluxscope.draw.sheet import Example, FeatureCard, comparison_sheet, contact
 from fluxscope.errors import MissingInputError
 from fluxscope.files import save_image
 from fluxscope.measures.clip import open_picture
-from fluxscope.run.context import Context, step_work
+from fluxscope.run.context import Context
 from fluxscope.run.name_records import names_of
 from fluxscope.run.records import Overlay, OverlaySummary, SelectedFeature, Selection
+from fluxscope.run.step_log import StepLog
 from fluxscope.steps.step import Step
 
 STEP = Step(
@@ -36,7 +37,7 @@ def run(context: Context) -> str:
     if not selection.features:
         return nothing_to_show(context)
     overlays = OverlaySummary.read(files.overlay_summary, files.root)
-    names = names_of(files, step_work(context).log)
+    names = names_of(files, StepLog.open(files.step_log))
     cards = [
         replace(card_of(context, record, overlays.items, selection), name=names.get(record.feature_id, ""))
         for record in selection.features
