@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -33,6 +34,15 @@ def run_steps(config: Config, steps: str, **options: bool) -> None:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """flux-shapes, opened once for all tests."""
     return open_model(FLUX_SHAPES, "cpu", "float32", tmp_path_factory.mktemp("prompts"))
+
+
+@pytest.fixture
+def one_thread():
+    """Equal rows of a batch are then equal bit for bit; several threads sum a row by where in it it lies."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def in_region(tiny, **changes):
     return recipe(tiny, method="detector", target=TARGET, sites=None, region=region, **changes)
 
 
-def test_recipes_that_do_nothing_change_no_bit(tiny, prompts):
+def test_recipes_that_do_nothing_change_no_bit(tiny, prompts, one_thread):
     """Scaled by 1; carried over from a donor of the same prompt; mixed with that prompt's velocity."""
     carried = [SiteMoves(site=site, sae_sha256=site, features=[FeatureMove(feature=3)]) for site in SITES]
     nothing = [

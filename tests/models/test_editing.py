@@ -70,7 +70,7 @@ def pushed(saes, loud, amount=1.0, natural=20.0, kind="add", **options):
     return Pushed(saes, tuple(edits), **options)
 
 
-def test_what_does_nothing_changes_no_bit(model, prompts, saes, loud):
+def test_what_does_nothing_changes_no_bit(model, prompts, saes, loud, one_thread):
     here = torch.zeros(64, dtype=torch.bool)
     here[:20] = True
     seen = Seen(ATTN, saes[ATTN.name], (loud[ATTN.name][0],), (10.0,), (8, 8), 0.5)
