@@ -10,6 +10,8 @@ CHECKED = (
 install_import_hook([f"fluxscope.{name}" for name in CHECKED], "beartype.beartype")
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,19 @@ SMALL = {"max_prompts": 12, "batch_size": 8, "active_layer": 15}
 
 def run_steps(config: Config, steps: str, **options: bool) -> None:
     run_pipeline(config, Reporter(quiet=True), parse_pipeline_steps(steps), **options)
+
+
+def in_own_process(module: str, *arguments: str, seconds: int) -> str:
+    """Run a harness of the tests that forks, and give what it prints; it must end well.
+
+    This process has threads, which its forks would wait for.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=seconds)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="session")

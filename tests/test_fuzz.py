@@ -1,26 +1,17 @@
 """A sample of the cases of tests/fuzz: whatever is damaged, commands end well or say clearly why not."""
 
-import os
 import random
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.conftest import in_own_process
 from tests.fuzz.damage import changed, damaged
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_a_sample_of_damaged_and_hostile_files():
-    """In a process of its own: this one has threads, which the forks of the harness would wait for."""
-    command = [sys.executable, "-m", "tests.fuzz", "--cases", "25", "--seed", "3"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^25 cases, 0 faults$", done.stdout, re.MULTILINE)
+    told = in_own_process("tests.fuzz", "--cases", "25", "--seed", "3", seconds=900)
+    assert re.search(r"^25 cases, 0 faults$", told, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.npy", "a.png", "a.safetensors", "a.pt", "c"])

@@ -1,24 +1,15 @@
 """A sample of the kills of kills.py: whatever is killed, and wherever, ends with the bytes of a whole run."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
+from tests.conftest import in_own_process
 from tests.kills import JOBS, contents, difference
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_every_job_killed_and_run_again_ends_with_the_same_bytes():
-    """In a process of its own: this one has threads, which the forks of the harness would wait for."""
-    command = [sys.executable, "-m", "tests.kills", "--each", "1", "--seed", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(JOBS)} kills of" in done.stdout and ", 0 faults" in done.stdout
-    operations = dict(re.findall(r"([a-z-]+) ([0-9]+)(?:,| file operations)", done.stdout))
+    told = in_own_process("tests.kills", "--each", "1", "--seed", "1", seconds=600)
+    assert f"{len(JOBS)} kills of" in told and ", 0 faults" in told
+    operations = dict(re.findall(r"([a-z-]+) ([0-9]+)(?:,| file operations)", told))
     assert operations.keys() == JOBS.keys()
     assert all(int(count) >= 10 for count in operations.values())  # so many files and folders are written
 

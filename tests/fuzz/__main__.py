@@ -27,15 +27,13 @@ from fluxscope.shapes.shipped import shipped_sae
 from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline
 from tests.fuzz.damage import CANARY, damaged, fresh_copy
 from tests.fuzz.texts import hostile_flags, hostile_prompts, hostile_settings
-from tests.kills import PROMPTS, TINY, import_all, timeless
+from tests.kills import EVENTS, PROMPTS, TINY, WRITES, import_all, timeless
 
 FOREIGN = Path(__file__).parents[1] / "conformance" / "foreign"
 SECONDS, GIBIBYTES = 60, 2.5
 """A case that takes longer, or more memory than this beyond what every process has, is at fault."""
 
 OURS = {CANARY, "good", "work", "told", "told.refused"}
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 RUNS = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork")
 
 READERS = {

@@ -17,7 +17,6 @@ from fluxscope.sae.formats import load, save
 from fluxscope.settings.config import make_config
 from fluxscope.shapes.shipped import shipped_sae
 from fluxscope.steps.pipeline import parse_pipeline_steps, run_pipeline
-from fluxscope.steps.select import prompts_of
 
 QUICK = {"num_inference_steps": 3, "reps_per_prompt": 1, "batch_size": 8}
 RED, BLUE = "a large red circle on a white background", "a small blue star on a gray background"
@@ -49,7 +48,7 @@ def test_repeated_prompts_are_told_in_one_line_and_count_as_one(tmp_path, capsys
     files = RunDir.of(config)
     manifest = Manifest.read(files.manifest, files.root)
     assert [row.prompt_idx for row in manifest.rows] == [0, 0, 1, 1, 2, 2]
-    assert prompts_of(manifest).tolist() == [0, 0, 1, 1, 0, 0]
+    assert manifest.prompt_of.tolist() == [0, 0, 1, 1, 0, 0]
     words = {row.image_id: row.prompt for row in manifest.rows}
     features = read_json(files.selected_features)["features"]
     assert features

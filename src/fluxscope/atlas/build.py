@@ -117,10 +117,10 @@ def write_all(context: Context, folder: Path, sites: list[SiteMaterial], most: i
             "version": VERSION,
             "run": shown(context.files.root.absolute().name),
             "model": shown(Path(str(context.config.model_id)).name),
-            "prompts": [shown(prompt) for prompt in first.prompts],
+            "prompts": [shown(prompt) for prompt in first.manifest.prompts],
             "pictures": [
                 [int(prompt), row.seed, row.image_id]
-                for prompt, row in zip(first.prompt_of, rows, strict=True)
+                for prompt, row in zip(first.manifest.prompt_of, rows, strict=True)
             ],
             "size": [rows[0].width, rows[0].height],
             "sites": [{name: each[name] for name in each if name != "columns"} for each in tables],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from fluxscope.measures.top_images import RankedImages, rank_images
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context
 from fluxscope.run.manifest import Manifest
-from fluxscope.run.name_records import FeatureName, Names
+from fluxscope.run.name_records import FeatureName, names_of
 from fluxscope.run.records import RunLog, StepsProfile
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.steering_records import SteeringSummary
@@ -46,19 +46,10 @@ class SiteMaterial:
     eps: float
 
     @cached_property
-    def prompt_of(self) -> np.ndarray:
-        """(n): the number of each picture's prompt, the same words counted as one."""
-        first: dict[str, int] = {}
-        return np.array([first.setdefault(row.prompt, len(first)) for row in self.manifest.rows])
-
-    @cached_property
-    def prompts(self) -> list[str]:
-        return list(dict.fromkeys(row.prompt for row in self.manifest.rows))
-
-    @cached_property
     def ranked(self) -> RankedImages:
         """The top pictures of distinct prompts."""
-        return rank_images(self.s, self.prompt_of, self.eps, min(TOP, len(self.prompts)))
+        top = min(TOP, len(self.manifest.prompts))
+        return rank_images(self.s, self.manifest.prompt_of, self.eps, top)
 
     @cached_property
     def grid(self) -> tuple[int, int] | None:
@@ -96,11 +87,7 @@ class SiteMaterial:
     @cached_property
     def names(self) -> dict[int, FeatureName]:
         """What features could be called; none where they were not named, or by another S."""
-        if not self.files.names.is_file():
-            return {}
-        found = Names.read(self.files.names)
-        own = StepLog.open(self.files.step_log).digest(self.files.s_matrix.absolute())
-        return {each.feature_id: each for each in found.features} if found.s_sha256 == own else {}
+        return names_of(self.files, StepLog.open(self.files.step_log))
 
     @cached_property
     def steps(self) -> dict[int, dict[str, Any]]:
@@ -162,8 +149,6 @@ def sites_of(context: Context) -> Iterator[SiteMaterial]:
         MissingInputError: nothing was collected.
         RunDirError: files contradict each other.
     """
-    from dataclasses import replace
-
     config = context.config
     first = RunDir.of(config)
     logs = [

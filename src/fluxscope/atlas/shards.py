@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from fluxscope.errors import JOINERS
+
 LONGEST_TEXT = 2000
-JOINERS = "\u200c\u200d"
-"""Invisible, but parts of words and of emoji."""
 
 
 def write_shard(folder: Path, name: str, value: Any) -> None:

@@ -22,6 +22,7 @@ from fluxscope.atlas.material import SiteMaterial
 from fluxscope.atlas.shards import packed, rounded, shown, write_shard
 from fluxscope.measures.clip import open_picture
 from fluxscope.progress import Reporter
+from fluxscope.run.by_feature import in_image
 
 PER_SHARD = 64
 PICTURES_PER_SHARD = 64
@@ -60,7 +61,7 @@ def write_site(
         "features": int(site.s.shape[1]),
         "grid": site.grid,
         "codes": site.store is not None,
-        "wordBar": round(word_bar(len(prompt_words(site.prompts)[0])), 2),
+        "wordBar": round(word_bar(len(prompt_words(site.manifest.prompts)[0])), 2),
         "perShard": PER_SHARD,
         "picturesPerShard": PICTURES_PER_SHARD,
         "columns": {name: [row[name] for row in tables] for name in (tables[0] if tables else ())},
@@ -72,9 +73,9 @@ def feature_records(
 ) -> Iterator[list[dict[str, Any]]]:
     """The records of all features, a shard at a time."""
     fires = np.asarray(site.s[:, ids] > site.eps)
-    on_prompts = np.zeros((len(site.prompts), len(ids)), bool)
-    np.logical_or.at(on_prompts, site.prompt_of, fires)
-    words, has = prompt_words(site.prompts)
+    on_prompts = np.zeros((len(site.manifest.prompts), len(ids)), bool)
+    np.logical_or.at(on_prompts, site.manifest.prompt_of, fires)
+    words, has = prompt_words(site.manifest.prompts)
     elsewhere = [(each, each.chosen(0)) for each in others]
     fires_elsewhere = [(each, own, (each.s[:, own] > each.eps).astype(np.float32)) for each, own in elsewhere]
     as_numbers = fires.astype(np.float32)
@@ -157,10 +158,10 @@ def heatmaps(site: SiteMaterial, codes: tuple[Any, Any] | None, largest: float) 
     n_tokens = site.store.n_tokens
 
     def of(place: int) -> str:
-        begin, end = np.searchsorted(rows, [place * n_tokens, (place + 1) * n_tokens])
-        entries = np.zeros(end - begin, np.dtype([("token", "<u2"), ("share", "u1")]))
-        entries["token"] = rows[begin:end] - place * n_tokens
-        share = np.clip(values[begin:end] / max(largest, 1e-9), 0, 1)
+        tokens, own = in_image(rows, values, place, n_tokens)
+        entries = np.zeros(len(tokens), np.dtype([("token", "<u2"), ("share", "u1")]))
+        entries["token"] = tokens
+        share = np.clip(own / max(largest, 1e-9), 0, 1)
         entries["share"] = np.maximum(np.round(255 * share), 1)
         return packed(entries.view(np.uint8)) if len(entries) else ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from fluxscope.measures.names import (
     terms_of,
     vocabulary,
 )
+from fluxscope.run.by_feature import in_image
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context, clip_of
 from fluxscope.run.freshness import Work
@@ -36,6 +37,8 @@ PEAKS = 12
 """Crops around the peaks of a feature's strongest pictures, of distinct prompts of the naming half."""
 RANDOMS = 96
 """Crops at random places of random pictures, the same ones for all features."""
+AT_ONCE = 256
+"""Features whose codes are read together: without an index, each reading goes through all codes."""
 LOOKS = 3
 TEMPLATE = "a picture of {}"
 
@@ -84,10 +87,10 @@ def name_features_of(
     if not work.reason:
         return f"up to date: {files.names}"
     with work.doing():
-        return make(context, wanted, every)
+        return make(context, wanted, every, log)
 
 
-def make(context: Context, wanted: Sequence[int] | None, every: bool) -> str:
+def make(context: Context, wanted: Sequence[int] | None, every: bool, log: StepLog) -> str:
     """Name features, write names.json and say them; returns a line for the user."""
     files, report = context.files, context.report
     material = gather(context, wanted, every)
@@ -98,7 +101,7 @@ def make(context: Context, wanted: Sequence[int] | None, every: bool) -> str:
     ]
     assert context.config.clip_model_id is not None
     Names(
-        s_sha256=StepLog.open(files.step_log).digest(files.s_matrix.absolute()) or "",
+        s_sha256=log.digest(files.s_matrix.absolute()) or "",
         num_prompts=len(material.naming),
         clip_model_id=context.config.clip_model_id,
         features=records,
@@ -129,10 +132,9 @@ def gather(context: Context, wanted: Sequence[int] | None, every: bool) -> Mater
     for feature in features:
         if not 0 <= feature < s.shape[1]:
             raise ConfigError(f"there is no feature {feature}", f"Features are 0 to {s.shape[1] - 1}.")
-    _, first, prompt_idx = np.unique(manifest.prompt_numbers, return_index=True, return_inverse=True)
-    terms = terms_of([manifest.rows[row].prompt for row in first])
     strength = np.asarray(s[:, list(features)], np.float32)
-    return Material(features, manifest, strength, prompt_idx, terms, halves(len(first)))
+    prompts = manifest.prompts
+    return Material(features, manifest, strength, manifest.prompt_of, terms_of(prompts), halves(len(prompts)))
 
 
 def by_prompt(material: Material) -> Float[np.ndarray, "p f"]:
@@ -150,11 +152,11 @@ def look(context: Context, material: Material, named: Named) -> tuple[list[float
     size = material.manifest.rows[0].width, material.manifest.rows[0].height
     model, processor = clip_of(config)
     assert config.clip_model_id is not None
-    words = tuple(dict.fromkeys((*material.terms.words, *vocabulary())))
+    known = vocabulary()
+    words = tuple(dict.fromkeys((*material.terms.words, *known)))
     texts = [TEMPLATE.format(word) for word in words]
     embedded = embed_texts(model, resolve(config.clip_model_id), texts)
-    grid, wanted = config.image_token_grid, range(len(material.features))
-    crops = [crop for row in wanted for crop in peaks_of(material, store, row, grid)]
+    crops = list(peaks_of(material, store, config.image_token_grid))
     owner = np.array([row for row, _, _ in crops], int)
     drawn = random_crops(material, size)
     pictures = [material.manifest.picture(material.manifest.rows[at]) for _, at, _ in (*crops, *drawn)]
@@ -163,7 +165,7 @@ def look(context: Context, material: Material, named: Named) -> tuple[list[float
     seen = embed_images(model, processor, pictures, config.clip_batch_size, crops=boxes)
     peaks, randoms = seen[: len(crops)], seen[len(crops) :]
     scores, looks = [], []
-    shipped = np.array([word in set(vocabulary()) for word in words])
+    shipped = np.isin(words, known)
     for row, term in enumerate(named.term):
         z = seen_more(peaks[owner == row], randoms, embedded)
         scores.append(float(z[term]) if term >= 0 else float("nan"))
@@ -176,25 +178,29 @@ Crop = tuple[int, int, tuple[int, int, int, int]]
 """Whose crop it is (-1: nobody's), the picture's place in the manifest, and the box."""
 
 
-def peaks_of(material: Material, store: CodeStore, row: int, grid: tuple[int, int]) -> list[Crop]:
-    """Crops around the peaks of the strongest picture of each of the feature's strongest naming prompts."""
-    first = material.manifest.rows[0]
+def peaks_of(material: Material, store: CodeStore, grid: tuple[int, int]) -> Iterator[Crop]:
+    """Crops around each feature's peaks, in the strongest picture of each of its strongest naming prompts."""
+    line = material.manifest.rows[0]
+    for begin in range(0, len(material.features), AT_ONCE):
+        part = material.features[begin : begin + AT_ONCE]
+        columns = store.columns(part)
+        for row, feature in enumerate(part, start=begin):
+            for at in strongest(material, row):
+                tokens, codes = in_image(*columns[feature], at, store.n_tokens)
+                token_map = np.zeros(store.n_tokens, np.float32)
+                token_map[tokens] = codes
+                yield row, at, peak_box(token_map, grid, (line.width, line.height))
+
+
+def strongest(material: Material, row: int) -> list[int]:
+    """The strongest picture of each of a feature's strongest naming prompts, by place in the manifest."""
     strength = np.where(material.naming[material.prompt_idx], material.strength[:, row], 0)
-    order = np.argsort(-strength, kind="stable")
     chosen: dict[int, int] = {}
-    for at in order:
+    for at in np.argsort(-strength, kind="stable"):
         if strength[at] <= 0 or len(chosen) == PEAKS:
             break
         chosen.setdefault(int(material.prompt_idx[at]), int(at))
-    feature = material.features[row]
-    rows, values = store.columns([feature])[feature]
-    size, crops = (first.width, first.height), []
-    for at in chosen.values():
-        own = rows // store.n_tokens == at
-        token_map = np.zeros(store.n_tokens, np.float32)
-        token_map[rows[own] % store.n_tokens] = values[own]
-        crops.append((row, at, peak_box(token_map, grid, size)))
-    return crops
+    return list(chosen.values())
 
 
 def random_crops(material: Material, size: tuple[int, int], seed: int = 0) -> list[Crop]:

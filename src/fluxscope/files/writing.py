@@ -140,13 +140,17 @@ def inside(root: Path, name: str) -> Path:
     if PurePosixPath(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
         raise ValueError(f"which is no path inside {root}")
     path = root / name
-    try:
-        within = path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError):  # a circle of links
-        within = False
-    if not within:
+    if not _stays(path, root.resolve()):
         raise ValueError(f"which a link leads out of {root}")
     return path
+
+
+def _stays(path: Path, home: Path) -> bool:
+    """Whether a path lies within a folder, links followed; one that leads in a circle does not."""
+    try:
+        return path.resolve().is_relative_to(home)
+    except (OSError, RuntimeError):
+        return False
 
 
 def refuse_links(root: Path, places: Iterable[Path], deep: bool = False) -> None:
@@ -161,16 +165,11 @@ def refuse_links(root: Path, places: Iterable[Path], deep: bool = False) -> None
     home = root.resolve()
 
     def look(path: Path) -> None:
-        if path.is_symlink():
-            try:
-                within = path.resolve().is_relative_to(home)
-            except (OSError, RuntimeError):  # a circle of links
-                within = False
-            if not within:
-                raise RunDirError(
-                    f"{path} is a link that leads out of {root}",
-                    "Put what it leads to in its place. The whole output folder may be a link.",
-                )
+        if path.is_symlink() and not _stays(path, home):
+            raise RunDirError(
+                f"{path} is a link that leads out of {root}",
+                "Put what it leads to in its place. The whole output folder may be a link.",
+            )
 
     for place in places:
         for parent in (*reversed(place.relative_to(root).parents), place.relative_to(root)):

@@ -79,10 +79,7 @@ def embed_images(
     for batch in _batches(_pictures(images, crops), batch_size):
         pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
         with torch.inference_mode():
-            features = model.get_image_features(pixel_values=pixels)
-        # transformers 5 gives an output object whose pooler_output is projected; earlier ones the tensor.
-        features = getattr(features, "pooler_output", features).float()
-        rows.append(torch.nn.functional.normalize(features, dim=-1).cpu().numpy())
+            rows.append(_unit_rows(model.get_image_features(pixel_values=pixels)))
     if not rows:
         raise FluxscopeError("there are no images to embed", "Run step 1 first.", redo="collect")
     return np.concatenate(rows).astype(np.float32)
@@ -117,10 +114,18 @@ def embed_texts(
         batch = list(texts[first : first + batch_size])
         tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(model.device)
         with torch.inference_mode():
-            features = model.get_text_features(**tokens)
-        features = getattr(features, "pooler_output", features).float()
-        rows.append(torch.nn.functional.normalize(features, dim=-1).cpu().numpy())
+            rows.append(_unit_rows(model.get_text_features(**tokens)))
     return np.concatenate(rows).astype(np.float32)
+
+
+def _unit_rows(output: Any) -> Float32[np.ndarray, "n e"]:
+    """What CLIP gives for a batch, each row of norm 1, on the CPU."""
+    import torch
+
+    # transformers 5 gives an output object whose pooler_output is projected; earlier ones the tensor.
+    features = getattr(output, "pooler_output", output).float()
+    rows: np.ndarray = torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
+    return rows
 
 
 def peak_box(

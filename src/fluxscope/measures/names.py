@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
 from fluxscope.errors import FluxscopeError
+from fluxscope.measures.certainty import false_discovery
 
 FALSE_DISCOVERIES = 0.05
 STRONG = 0.5
@@ -124,12 +125,13 @@ def name_features(strength: Float[np.ndarray, "p f"], terms: Terms, naming: Bool
     strong = (own >= STRONG * own.max(0, initial=0.0)) & (own > 0)  # p f
     n_strong, n_with = strong.sum(0), has.sum(0)
     both = strong.T.astype(float) @ has  # f w
-    p = np.ones_like(both)
+    p, q = np.ones_like(both), np.ones_like(both)
     tried = np.flatnonzero(n_strong >= LEAST_PROMPTS)
     p[tried] = hypergeom.sf(both[tried] - 1, len(own), n_with[None], n_strong[tried, None])
+    q[tried] = false_discovery(p[tried].reshape(-1)).reshape(len(tried), -1)
     z = _log_odds(both, n_strong[:, None], n_with[None], len(own))
     shared = both / np.maximum(n_strong, 1)[:, None]
-    candidate = (p <= _largest_discovery(p[tried])) & (shared >= SHARED) & (z > 0)
+    candidate = (q <= FALSE_DISCOVERIES) & (shared >= SHARED) & (z > 0)
     length = np.array([len(word) for word in terms.words])  # of equals the longer: it says more
     best = np.where(candidate, z + 1e-9 * length, -np.inf).argmax(1)
     at = np.arange(len(best))
@@ -149,13 +151,6 @@ def _log_odds(
     a, b, c, d = (cell + 0.5 for cell in cells)
     ratio: np.ndarray = np.log(a * d / (b * c)) / np.sqrt(1 / a + 1 / b + 1 / c + 1 / d)
     return ratio
-
-
-def _largest_discovery(p: Float64[np.ndarray, "..."]) -> float:
-    """The largest p that counts at the false discovery rate; -1 where none does."""
-    ordered = np.sort(p, axis=None)
-    passed = np.flatnonzero(ordered <= FALSE_DISCOVERIES * np.arange(1, p.size + 1) / max(p.size, 1))
-    return float(ordered[passed[-1]]) if len(passed) else -1.0
 
 
 def _pearson(

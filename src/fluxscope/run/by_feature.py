@@ -86,6 +86,12 @@ class FeatureIndex:
         return np.stack(read) if read else np.zeros((0, width), np.float32)
 
 
+def in_image(rows: Rows, values: Values, image: int, n_tokens: int) -> tuple[Rows, Values]:
+    """What of a feature's column is one image's: the tokens, ascending, and the codes there."""
+    begin, end = np.searchsorted(rows, [image * n_tokens, (image + 1) * n_tokens])
+    return rows[begin:end] - image * n_tokens, values[begin:end]
+
+
 def is_index_of(path: Path, nnz: int, n_images: int) -> bool:
     """Whether an index lies there, and is about a store of so many entries and images."""
     if not (path / "zarr.json").is_file():

@@ -8,6 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
+
 from fluxscope.errors import MissingInputError, RunDirError
 from fluxscope.files import append_jsonl, numbered_jsonl, read_json, read_jsonl, write_json
 from fluxscope.run.strict_json import Number, Place, Record, ours, part
@@ -97,11 +100,16 @@ class Manifest:
             )
         return self.rows[self.place[image_id]]
 
-    @property
-    def prompt_numbers(self) -> list[int]:
-        """The prompt of each picture, as the number of the first line of prompts that says the same."""
-        first: dict[str, int] = {}
-        return [first.setdefault(row.prompt, row.prompt_idx) for row in self.rows]
+    @cached_property
+    def prompts(self) -> list[str]:
+        """The distinct prompts, in the order of their first pictures."""
+        return list(dict.fromkeys(row.prompt for row in self.rows))
+
+    @cached_property
+    def prompt_of(self) -> Int64[np.ndarray, " n"]:
+        """The place of each picture's prompt in `prompts`: lines that say the same are one prompt."""
+        place = {prompt: number for number, prompt in enumerate(self.prompts)}
+        return np.array([place[row.prompt] for row in self.rows], np.int64)
 
     def picture(self, row: ManifestRow) -> Path:
         """The file of a picture."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fluxscope.run.rundir import RunDir
@@ -36,14 +35,14 @@ class Names(Record):
     features: list[FeatureName] = part("One entry a feature.")
 
 
-def names_of(files: RunDir, log: StepLog) -> Mapping[int, str]:
-    """The names of features, as a card shows them; none where they are of another S, or there are none."""
+def names_of(files: RunDir, log: StepLog) -> dict[int, FeatureName]:
+    """What features could be called; none where they were not named, or by another S."""
     if not files.names.is_file():
         return {}
     names = Names.read(files.names)
     if names.s_sha256 != log.digest(files.s_matrix.absolute()):
         return {}
-    return {each.feature_id: in_words(each) for each in names.features}
+    return {each.feature_id: each for each in names.features}
 
 
 def in_words(feature: FeatureName) -> str:

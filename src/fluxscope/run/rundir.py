@@ -66,8 +66,8 @@ class RunDir:
     @property
     def known(self) -> list[Path]:
         """Every file and folder that has a fixed name."""
-        own = {name for name, kind in vars(RunDir).items() if isinstance(kind, property)} - {"known"}
-        found = [getattr(self, name) for name in sorted(own)]
+        own = {name for name, kind in vars(RunDir).items() if isinstance(kind, property)}
+        found = [getattr(self, name) for name in sorted(own - {"known", "folders", "homes"})]
         return [each for each in found if isinstance(each, Path)] + self.folders
 
     @property
@@ -102,10 +102,11 @@ class RunDir:
     def folders(self) -> list[Path]:
         """The folders that hold a run's files, beside the root itself; of all sites."""
         names = ("steering", "best_demos", "steering_grids")
-        of_sites = [home / name for home in self.homes for name in (self.overlays_subdir, *names)]
+        homes = self.homes
+        of_sites = [home / name for home in homes for name in (self.overlays_subdir, *names)]
         shared = [self.images, self.codes, self.activations, self.layer_comparison, self.prompt_embeddings]
         shared += [self.site_map_pictures, self.atlas]
-        return [*shared, *self.homes[1:], *of_sites]
+        return [*shared, *homes[1:], *of_sites]
 
     # --- shared by all sites ---
     @property

@@ -9,7 +9,7 @@ from fluxscope.errors import MissingInputError
 from fluxscope.files import save_image
 from fluxscope.measures.clip import open_picture
 from fluxscope.run.context import Context
-from fluxscope.run.name_records import names_of
+from fluxscope.run.name_records import in_words, names_of
 from fluxscope.run.records import Overlay, OverlaySummary, SelectedFeature, Selection
 from fluxscope.run.step_log import StepLog
 from fluxscope.steps.step import Step
@@ -37,7 +37,9 @@ def run(context: Context) -> str:
     if not selection.features:
         return nothing_to_show(context)
     overlays = OverlaySummary.read(files.overlay_summary, files.root)
-    names = names_of(files, StepLog.open(files.step_log))
+    # The log of the running step knows the hash of S already.
+    log = context.work.log if context.work else StepLog.open(files.step_log)
+    names = {feature: in_words(each) for feature, each in names_of(files, log).items()}
     cards = [
         replace(card_of(context, record, overlays.items, selection), name=names.get(record.feature_id, ""))
         for record in selection.features

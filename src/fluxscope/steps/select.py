@@ -71,7 +71,7 @@ def run(context: Context) -> str:
             redo="collect, clip-embed",
         )
     views = views_of_run(context, s, embeddings, manifest)
-    sides = score_sides(config, s, embeddings, prompts_of(manifest), views)
+    sides = score_sides(config, s, embeddings, manifest.prompt_of, views)
     rank_by = config.rank_by
     if rank_by == "clip_held_out" and not np.isfinite(sides.choosing.clip_held_out).any():
         rank_by = "clip_coherence"  # so few prompts teach nothing about each other
@@ -99,7 +99,7 @@ def views_of_run(context: Context, s: np.ndarray, embeddings: np.ndarray, manife
     from fluxscope.run.codes import CodeStore
 
     config, files = context.config, context.files
-    prompt_idx = prompts_of(manifest)
+    prompt_idx = manifest.prompt_of
     pictures = pictures_to_see(prompt_idx)
     if not (files.clip_tiles.is_file() and files.codes.is_dir()):
         return views_of(pictures, prompt_idx, csr_array(s[pictures.reshape(-1)]), embeddings[:, None])
@@ -155,7 +155,7 @@ def choose(
     in one of too few prompts for halves all features are alike by chance.
     """
     config, few = context.config, shows_few(context.config, manifest)
-    n_prompts = len(np.unique(prompts_of(manifest)))
+    n_prompts = len(manifest.prompts)
     return select_features(
         scores,
         showing,
@@ -170,7 +170,7 @@ def choose(
 
 def tell_chance(context: Context, selection: Selection, manifest: Manifest) -> None:
     """Say how many features beat chance, how many of these are false, and whether one can tell at all."""
-    config, prompts = context.config, len(np.unique(prompts_of(manifest)))
+    config, prompts = context.config, len(manifest.prompts)
     beating = selection.num_beating_chance
     if beating is None:
         are = f"{prompts} prompt is" if prompts == 1 else f"{prompts} prompts are"
@@ -206,12 +206,7 @@ def outcome_of(selection: Selection, pictures: int) -> str:
 
 def shows_few(config: Config, manifest: Manifest) -> bool:
     """Whether the run has fewer prompts than a feature has examples, which are of distinct prompts."""
-    return len(np.unique(prompts_of(manifest))) < config.top_examples_per_feature
-
-
-def prompts_of(manifest: Manifest) -> Int64[np.ndarray, " n"]:
-    """The prompt of each picture, as the number of the first line that says the same."""
-    return np.array(manifest.prompt_numbers, np.int64)
+    return len(manifest.prompts) < config.top_examples_per_feature
 
 
 def record_of(scores: FeatureScores, choice: Choice) -> SelectedFeature:

@@ -3,7 +3,7 @@
     score_f = sum over tokens and steps of |z_f(donor) - z_f(own)| |W_dec_f|
 
 It says how far a feature would be moved, not what the move brings about; that a gradient says
-(`measures/attribution.py`).
+(`models/attribution.py`).
 """
 
 from __future__ import annotations
