@@ -128,7 +128,7 @@ def name_features(strength: Float[np.ndarray, "p f"], terms: Terms, naming: Bool
     p, q = np.ones_like(both), np.ones_like(both)
     tried = np.flatnonzero(n_strong >= LEAST_PROMPTS)
     p[tried] = hypergeom.sf(both[tried] - 1, len(own), n_with[None], n_strong[tried, None])
-    q[tried] = false_discovery(p[tried].reshape(-1)).reshape(len(tried), -1)
+    q[tried] = false_discovery(p[tried].ravel()).reshape(p[tried].shape)
     z = _log_odds(both, n_strong[:, None], n_with[None], len(own))
     shared = both / np.maximum(n_strong, 1)[:, None]
     candidate = (q <= FALSE_DISCOVERIES) & (shared >= SHARED) & (z > 0)
