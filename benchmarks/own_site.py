@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--work", type=Path, default=Path("training/saes"), help="folder of the recipe")
     arguments = parser.parse_args()
-    model = open_model(FLUX_SHAPES, "cpu", "float32", arguments.truth / "prompt_embeddings")
+    model = open_model(FLUX_SHAPES, "cpu", "float32", prompt_folder=arguments.truth / "prompt_embeddings")
     sites = [parse_site(site) for site in SHIPPED_SAES]
     bench = Bench(make_truth(model, arguments.truth, arguments.pictures, sites, [STEP], Reporter()))
     table = "\n".join([HEAD, *rows(bench, arguments.work)])

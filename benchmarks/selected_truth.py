@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("selected_truth"), help="where the runs are kept")
     given = parser.parse_args(arguments)
     count = read_json(given.folder / "truth.json")["pictures"]
-    model = open_model(FLUX_SHAPES, "cpu", "float32", given.folder / "prompt_embeddings")
+    model = open_model(FLUX_SHAPES, "cpu", "float32", prompt_folder=given.folder / "prompt_embeddings")
     truth = make_truth(model, given.folder, count, [parse_site(OWN_SITE)], [STEP], Reporter())
     write_text(PAGE, "\n".join(report(truth, given.work)))
     print(PAGE.read_text())

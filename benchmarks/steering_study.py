@@ -68,7 +68,7 @@ class Study:
 
     def __init__(self, out: Path) -> None:
         self.out, self.report = out, Reporter()
-        self.model = open_model(FLUX_SHAPES, "cpu", "float32", out / "prompt_embeddings")
+        self.model = open_model(FLUX_SHAPES, "cpu", "float32", prompt_folder=out / "prompt_embeddings")
         self.spec = self.model.defaults
 
     @cached_property

@@ -48,7 +48,7 @@ def in_own_process(module: str, *arguments: str, seconds: int) -> str:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """flux-shapes, opened once for all tests."""
-    return open_model(FLUX_SHAPES, "cpu", "float32", tmp_path_factory.mktemp("prompts"))
+    return open_model(FLUX_SHAPES, "cpu", "float32", prompt_folder=tmp_path_factory.mktemp("prompts"))
 
 
 @pytest.fixture

@@ -89,7 +89,9 @@ def run_step(number: int) -> Callable[[Path], None]:
 
 def run_training(folder: Path) -> None:
     config = config_of(folder)
-    model = open_model(config.model_id, "cpu", "float32", folder / "activations" / "prompt_embeddings")
+    model = open_model(
+        config.model_id, "cpu", "float32", prompt_folder=folder / "activations" / "prompt_embeddings"
+    )
     training = Training(
         sites=("double.15.ff",),
         sparsities=(4,),

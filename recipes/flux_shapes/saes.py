@@ -130,7 +130,7 @@ def gather(work: Path, material: Material) -> Stores:
     )
     sites = "_".join(material.sites)
     folder = work / f"activations_{sites}_{material.pictures}"
-    model = open_model(FLUX_SHAPES, "cpu", "float32", folder / "prompt_embeddings")
+    model = open_model(FLUX_SHAPES, "cpu", "float32", prompt_folder=folder / "prompt_embeddings")
     return harvest(model, wanted, folder, material.batch, Reporter())
 
 
@@ -237,7 +237,7 @@ def main() -> None:
 def truth_of(folder: Path, site: str, sae: LinearSae, l0: float) -> TruthOfSae:
     """What its single features know, on pictures of prompts that no SAE was trained on."""
     config = Config()
-    model = open_model(FLUX_SHAPES, "cpu", "float32", folder / "prompt_embeddings")
+    model = open_model(FLUX_SHAPES, "cpu", "float32", prompt_folder=folder / "prompt_embeddings")
     material = TruthMaterial(folder, 2000)
     truth = material.make(model, [parse_site(site)], [TARGET], picture_spec(config), Reporter())
     found = score_sae(truth, site, TARGET, sae, l0)

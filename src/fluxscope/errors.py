@@ -103,8 +103,8 @@ class OutOfMemory(MachineError):
         super().__init__(
             f"{'CUDA out of memory' if cuda else 'out of memory'} while {doing}",
             "Lower batch_size, height and width, reps_per_prompt or the number of prompts, or choose a "
-            "lighter placement (dtype bfloat16; sae_device and clip_device cpu). fluxscope doctor tells what "
-            "a run needs. Finished work is kept.",
+            "lighter placement (placement offload; dtype bfloat16; sae_device and clip_device cpu). "
+            "fluxscope doctor tells what a run needs. Finished work is kept.",
         )
 
 

@@ -178,6 +178,27 @@ def test_the_schedule_told_beforehand_is_that_of_the_run(tiny, rows):
     torch.testing.assert_close(torch.tensor(told.sigmas), tiny.pipe.scheduler.sigmas[:-1].cpu())
 
 
+@pytest.mark.parametrize("placement", ["apart", "resident", "offload"])
+def test_every_placement_gives_the_same_bits_and_hears_and_edits_the_same(tiny, rows, placement):
+    placed = open_model(tiny.model_id, "cpu", "float32", placement)
+    embedded = placed.encode(PROMPTS, TEXT_TOKENS)
+    assert all(
+        torch.equal(embedded[prompt].tokens, row.tokens) for prompt, row in zip(PROMPTS, rows, strict=True)
+    )
+    site = parse_site("single.0")
+    sae = TopKSparseAutoencoder(tiny.spec.width, 64, 4).eval().requires_grad_(False)
+
+    def made_by(model):
+        heard = []
+        capture = Capture([site], [1], lambda site, step, x: heard.append(x.clone()))
+        edit = Edit(sae, [[], [Change("add", 50.0, 4)]], Scope(site, range(SPEC.steps)))
+        return model.sample(rows, SEEDS, capture, edit, spec=SPEC), heard[0]
+
+    for theirs, ours in zip(made_by(placed), made_by(tiny), strict=True):
+        assert torch.equal(theirs, ours)
+    assert placed.placement == placement
+
+
 def test_going_on_from_the_middle_is_bit_exact_or_refused(tiny, rows):
     whole = tiny.sample(rows, SEEDS, spec=SPEC)
     begun = tiny.sample(rows, SEEDS, spec=SPEC, stop_after=0)

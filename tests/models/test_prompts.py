@@ -26,7 +26,7 @@ def encoded(monkeypatch):
 
 
 def opened(folder, dtype="float32"):
-    return open_model(FLUX_SHAPES, "cpu", dtype, folder)
+    return open_model(FLUX_SHAPES, "cpu", dtype, prompt_folder=folder)
 
 
 def test_another_process_finds_them_and_loads_no_text_encoder(tmp_path, encoded, monkeypatch):

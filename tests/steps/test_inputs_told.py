@@ -89,7 +89,7 @@ def test_an_sae_of_another_site_or_step_is_told_with_both_places(tmp_path, capsy
     assert said.count("says that it was trained") == 3
     config = make_config(**{**QUICK, **settings, "out_dir": str(tmp_path / "run")})
     report = Reporter()
-    model = open_model(config.model_id, "cpu", "float32", tmp_path / "prompts")
+    model = open_model(config.model_id, "cpu", "float32", prompt_folder=tmp_path / "prompts")
     load_steerer(config, model, "double.7.attn", [RED], report=report)
     steerer_says = capsys.readouterr().out
     assert steerer_says.count("says that it was trained at double.15.ff") == 1

@@ -44,7 +44,9 @@ def test_steps_that_look_up_open_no_model(tmp_path, monkeypatch):
 def test_training_at_two_sites_and_two_steps_loads_each_part_once(tmp_path, model, loads):
     quick = {"num_inference_steps": 3, "target_step_number": 2, "capture_steps": (3,), "batch_size": 8}
     config = make_config(out_dir=str(tmp_path), **quick)
-    fresh = fluxscope.models.model.open_model(config.model_id, "cpu", "float32", tmp_path / "prompts")
+    fresh = fluxscope.models.model.open_model(
+        config.model_id, "cpu", "float32", prompt_folder=tmp_path / "prompts"
+    )
     base = TrainConfig(TopK(k=4), hidden_dim=256, steps=4, batch_size=64)
     wanted = Training(
         **{

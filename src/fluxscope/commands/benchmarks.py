@@ -14,7 +14,16 @@ from fluxscope.progress import Reporter
 from fluxscope.settings.config import Config
 
 SETTINGS = (
-    *("model_id", "device", "dtype", "saes", "site_pattern", "layer5_sae_path", "layer15_sae_path"),
+    *(
+        "model_id",
+        "device",
+        "placement",
+        "dtype",
+        "saes",
+        "site_pattern",
+        "layer5_sae_path",
+        "layer15_sae_path",
+    ),
     *("num_inference_steps", "guidance_scale", "target_step_number", "capture_steps"),
 )
 """What the truth benchmark depends on beside its own options."""
@@ -72,7 +81,9 @@ def truth(config: Config, options: TruthOptions, quiet: Quiet = False) -> None:
         frozen_steps=QUICK_FROZEN if options.quick else FROZEN_STEPS,
     )
     prompts = options.truth_dir / "prompt_embeddings"
-    found = benchmark(open_model(config.model_id, config.device, config.dtype, prompts), wanted, report)
+    found = benchmark(
+        open_model(config.model_id, config.device, config.dtype, config.placement, prompts), wanted, report
+    )
     from fluxscope.commands.truth_words import in_words
 
     for line in in_words(found):

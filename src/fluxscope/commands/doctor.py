@@ -18,7 +18,7 @@ from fluxscope.errors import FluxscopeError
 from fluxscope.models.families.family import check_weights
 from fluxscope.models.here import folder_here, missing_of_clip, missing_of_pipeline
 from fluxscope.models.model import open_model
-from fluxscope.models.placement import pick_device, pick_dtype
+from fluxscope.models.placement import Placement, pick_device, pick_dtype, pick_placement
 from fluxscope.models.spec import ModelSpec
 from fluxscope.progress import tell
 from fluxscope.run.context import picture_spec
@@ -206,16 +206,22 @@ def further_sites(config: Config) -> list[tuple[str, str]]:
 
 
 def memory_need(config: Config, spec: ModelSpec, saes: list[SaeInfo]) -> Finding:
-    """Memory of the largest phase: encode the prompts, then denoise, each part alone on the device."""
+    """Memory of the largest phase: prompts, then pictures, each part where the placement has it."""
     device = pick_device(config.device)
     size = pick_dtype(config.dtype, device).itemsize
     transformer = spec.parameters * size
+    placement = pick_placement(Placement(config.placement), device, transformer)
     dictionaries = sum(2 * info.input_dim * info.hidden_dim * 4 for info in saes)
     tokens = (config.n_image_tokens + (config.max_sequence_length or 0)) * (config.batch_size or 1)
     activations = tokens * spec.width * size * 24  # one block's tensors, live at a time
     encoding = FLUX_TEXT_ENCODERS * size / 2 if spec.text_width == 4096 else 0.01 * GIB
-    denoising = transformer + dictionaries + activations
-    text = f"prompts {encoding / GIB:.2f} GiB, then pictures {denoising / GIB:.2f} GiB on {device}"
+    if placement is Placement.OFFLOAD:  # a block computes while the next one comes
+        transformer = min(transformer, 2 * transformer // max(1, spec.n_double))
+    stays = encoding if placement is Placement.RESIDENT else 0.0
+    denoising = transformer + dictionaries + activations + stays
+    text = (
+        f"prompts {encoding / GIB:.2f} GiB, then pictures {denoising / GIB:.2f} GiB on {device}, {placement}"
+    )
     if device.type == "cuda" and max(encoding, denoising) > torch.cuda.mem_get_info(device)[1]:
         return Finding("memory by phase", text, "a larger GPU is needed, or a smaller --batch-size")
     return Finding("memory by phase", text)

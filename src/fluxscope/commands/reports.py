@@ -21,7 +21,7 @@ NAME_SETTINGS = (
 """What `name` depends on beside the run's files."""
 
 PROFILE_SETTINGS = (
-    *("device", "dtype", "batch_size", "sae_device", "token_chunk_size"),
+    *("device", "placement", "dtype", "batch_size", "sae_device", "token_chunk_size"),
     *("saes", "site_pattern", "layer5_sae_path", "layer15_sae_path"),
     *("height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"),
     *("target_step_number", "capture_steps"),
@@ -33,7 +33,16 @@ Pictures = Annotated[
 ]
 
 SITE_MAP_SETTINGS = (
-    *("device", "dtype", "batch_size", "height", "width", "num_inference_steps", "guidance_scale"),
+    *(
+        "device",
+        "placement",
+        "dtype",
+        "batch_size",
+        "height",
+        "width",
+        "num_inference_steps",
+        "guidance_scale",
+    ),
     *("target_step_number", "max_sequence_length", "base_seed", "clip_model_id", "clip_device", "distance"),
 )
 """What `site-map` depends on beside its own options."""

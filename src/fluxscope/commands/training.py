@@ -74,7 +74,7 @@ TruthPictures = Annotated[
 Stamp = Annotated[str, typer.Option("--stamp", help="End of the folders' names; the same one goes on.")]
 
 SETTINGS = (
-    *("model_id", "device", "dtype", "batch_size", "sae_device", "site_pattern"),
+    *("model_id", "device", "placement", "dtype", "batch_size", "sae_device", "site_pattern"),
     *("height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"),
     *("target_step_number", "capture_steps", "prompts_path", "base_seed"),
 )

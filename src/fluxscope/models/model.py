@@ -30,14 +30,18 @@ from torch import Tensor, nn
 from fluxscope.errors import clear_memory_errors
 from fluxscope.models.families import FAMILIES, DenoisingRun, Family, family_of
 from fluxscope.models.hooks import Clock, Hook
-from fluxscope.models.placement import free_memory, pick_device, pick_dtype
+from fluxscope.models.placement import PicturePart, Placement, pick_device, pick_dtype
 from fluxscope.models.prompts import Prompts, TextPart, stack
 from fluxscope.models.spec import Embedding, ModelSpec, PictureSpec, ResumePoint
 from fluxscope.shapes.shipped import resolve
 
 
 def open_model(
-    model_id: str, device: str = "auto", dtype: str = "auto", prompt_folder: Path | str | None = None
+    model_id: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    placement: str = "auto",
+    prompt_folder: Path | str | None = None,
 ) -> Model:
     """Open a model; no weights are loaded yet.
 
@@ -45,15 +49,17 @@ def open_model(
         model_id: flux-shapes, a Hub name such as black-forest-labs/FLUX.1-dev, or a diffusers folder.
         device: auto, cpu, cuda or cuda:N.
         dtype: auto (bfloat16 on GPUs, float32 on CPUs), float32 or bfloat16.
+        placement: auto, apart, resident or offload: see `Placement`.
         prompt_folder: where embeddings of prompts are kept; None: as long as the model is held.
 
     Raises:
         FluxscopeError: there is no such model or device, or the model is of no known family.
+        ValueError: there is no such placement.
     """
     where = pick_device(device)
     family, pipeline = family_of(model_id)
     spec, precision = family.read_spec(model_id), pick_dtype(dtype, where)
-    return Model(model_id, family, pipeline, spec, where, precision, prompt_folder)
+    return Model(model_id, family, pipeline, spec, where, precision, Placement(placement), prompt_folder)
 
 
 @final
@@ -76,6 +82,7 @@ class Model:
         spec: ModelSpec,
         device: torch.device,
         dtype: torch.dtype,
+        placement: Placement = Placement.AUTO,
         prompt_folder: Path | str | None = None,
     ) -> None:
         self.model_id, self.family, self.pipeline, self.spec = model_id, family, pipeline, spec
@@ -85,8 +92,10 @@ class Model:
         self.defaults = PictureSpec(*size, own["num_inference_steps"], own["guidance_scale"])
         self.text_length: int = own["max_sequence_length"]
         place = resolve(model_id)
-        self._text = TextPart(family, place, pipeline, device, dtype, prompt_folder, self._make_room)
-        self._pipe: Any = None
+        parts = (family, place, pipeline, device, dtype)
+        self._pictures = PicturePart(*parts, placement, weights=spec.parameters * dtype.itemsize)
+        stays = placement is Placement.RESIDENT
+        self._text = TextPart(*parts, prompt_folder, None if stays else self._pictures.make_room)
 
     @classmethod
     def around(cls, pipe: Any) -> Model:
@@ -95,7 +104,7 @@ class Model:
         family = next(family for family in FAMILIES if name in family.pipelines)
         spec, where = family.spec(pipe.transformer.config), pipe.transformer.device
         model = cls(name, family, name, spec, where, pipe.transformer.dtype)
-        model._pipe = pipe
+        model._pictures.hold(pipe)
         return model
 
     def encode(self, prompts: Sequence[str], length: int | None = None) -> Prompts:
@@ -107,21 +116,15 @@ class Model:
         with clear_memory_errors("embedding prompts"):
             return self._text.embed(prompts, length or self.text_length)
 
-    def _make_room(self) -> None:
-        """On a GPU both parts of a large model have no room: the denoiser waits in the CPU's memory."""
-        if self._pipe is not None and self.device.type != "cpu":
-            self._pipe.to("cpu")
-            free_memory(self.device)
-
     @property
     def pipe(self) -> Any:
         """The part of the diffusers pipeline that makes pictures, on the device."""
-        with clear_memory_errors("loading the model"), torch.inference_mode(False):
-            if self._pipe is None:
-                self._pipe = self.family.load_denoiser(resolve(self.model_id), self.dtype, self.pipeline)
-            if self._pipe.device.type != self.device.type:  # to look through all weights takes its time
-                self._pipe.to(self.device)
-            return self._pipe
+        return self._pictures.pipe
+
+    @property
+    def placement(self) -> Placement:
+        """Where its parts wait; `auto` is decided when what makes pictures is loaded."""
+        return self._pictures.placement
 
     @property
     def transformer(self) -> nn.Module:

@@ -105,12 +105,12 @@ class Prompts(Mapping[str, Embedding]):
 
 
 class TextPart:
-    """The part of a model that embeds prompts: loaded when it has something to do, and dropped afterwards.
+    """The part of a model that embeds prompts: loaded when it has something to do, and then dropped or held.
 
     Args:
         place, pipeline: the folder or Hub name, and the class that its index names.
         folder: where embeddings are kept; None for a temporary folder of this object's lifetime.
-        make_room: called before text encoders go to the device.
+        make_room: called before text encoders go to the device; None where they stay there.
     """
 
     def __init__(
@@ -121,12 +121,13 @@ class TextPart:
         device: torch.device,
         dtype: torch.dtype,
         folder: Path | str | None,
-        make_room: Callable[[], None],
+        make_room: Callable[[], None] | None,
     ) -> None:
         self._family, self._place, self._pipeline = family, place, pipeline
         self._device, self._dtype, self._make_room = device, dtype, make_room
         self._folder = folder
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._resident: Any = None
 
     def embed(self, prompts: Sequence[str], length: int) -> Prompts:
         """Embed each distinct prompt that is not on the disk yet.
@@ -139,22 +140,26 @@ class TextPart:
         batches = [distinct[i : i + PROMPTS_AT_A_TIME] for i in range(0, len(distinct), PROMPTS_AT_A_TIME)]
         missing = [batch for batch in batches if not all(map(store.holds, batch))]
         load = self._family.load_text if missing else self._family.load_tokenizers
-        pipe = load(self._place, self._dtype, self._pipeline)
+        pipe = self._resident or load(self._place, self._dtype, self._pipeline)
         tokenizer = self._family.tokenizer(pipe)
         warnings = prompt_warnings(
             tokenizer, list(dict.fromkeys(prompts)), length, self._family.gist_tokenizer(pipe)
         )
         _check_length(length, tokenizer)
         if missing:
-            self._make_room()
+            if self._make_room:
+                self._make_room()
             pipe.to(self._device)
             for batch in missing:
                 with torch.inference_mode(), quiet_libraries():
                     embeddings = self._family.encode(pipe, batch, length, self._device)
                 for prompt, embedding in zip(batch, embeddings, strict=True):
                     store.write(prompt, embedding)
-            del pipe
-            free_memory(self._device)
+            if self._make_room:
+                del pipe
+                free_memory(self._device)
+            else:
+                self._resident = pipe
         return Prompts(store, distinct, warnings)
 
     def _store(self, length: int) -> PromptStore:

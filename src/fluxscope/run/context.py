@@ -81,7 +81,7 @@ def open_model_of(config: Config, report: Reporter, prompt_folder: Path | None =
     from fluxscope.models.model import open_model
 
     folder = prompt_folder or RunDir.of(config).prompt_embeddings
-    model = open_model(config.model_id, config.device, config.dtype, folder)
+    model = open_model(config.model_id, config.device, config.dtype, config.placement, folder)
     guidance = picture_spec(config).guidance
     if guidance not in (0.0, 1.0) and not model.family.takes_guidance(config.model_id, model.spec):
         report.say(

@@ -19,7 +19,15 @@ from fluxscope.settings.config import Config, settings_table
 
 HOW = frozenset(
     (
-        *("device", "sae_device", "clip_device", "batch_size", "clip_batch_size", "token_chunk_size"),
+        *(
+            "device",
+            "placement",
+            "sae_device",
+            "clip_device",
+            "batch_size",
+            "clip_batch_size",
+            "token_chunk_size",
+        ),
         *("out_dir", "active_site", "active_layer"),
     )
 )

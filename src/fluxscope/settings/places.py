@@ -40,3 +40,9 @@ class ModelChoice(Checked):
     )
     device: str = setting("auto", "Device of the model: auto, cpu, cuda or cuda:N.", form=DEVICE)
     dtype: str = setting("auto", "Precision of the model.", choices=("auto", "float32", "bfloat16"))
+    placement: str = setting(
+        "auto",
+        "Where the model's parts wait: apart (text encoders first and gone), resident (all on the device), "
+        "offload (the transformer's blocks in the CPU's memory). auto: the first that fits.",
+        choices=("auto", "apart", "resident", "offload"),
+    )

@@ -13,7 +13,7 @@ STRONGEST = 1e6
 STEERED = (
     *("strength_unit", "steer_steps", "steer_schedule", "steer_site", "steer_only_active", "exact"),
     *("distance", "clip_model_id", "clip_device", "site_pattern", "target_step_number"),
-    *("model_id", "device", "dtype", "sae_device", "batch_size"),
+    *("model_id", "device", "placement", "dtype", "sae_device", "batch_size"),
     *("saes", "layer5_sae_path", "layer15_sae_path"),
     *("height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"),
 )

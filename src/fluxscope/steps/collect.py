@@ -39,7 +39,7 @@ STEP = Step(
     summary="Generate the pictures and keep their SAE codes.",
     reads=(),
     makes=("s_matrix", "manifest", "run_log", "codes"),
-    settings=(*COLLECTED, "device", "batch_size", "sae_device", "token_chunk_size"),
+    settings=(*COLLECTED, "device", "placement", "batch_size", "sae_device", "token_chunk_size"),
     reads_if_there=("prompts",),
     shared=True,
 )
