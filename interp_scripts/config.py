@@ -35,6 +35,7 @@ class Config(fluxscope.Config):
     model_id: str = "flux-shapes"
     device: str = "auto"
     dtype: str = "auto"
+    placement: str = "auto"
 
     # The SAEs: of blocks 5 and 15, or by site in saes, such as {"double.7.attn": "path/to/sae_best.pt"}
     saes: dict[str, str] | None = None

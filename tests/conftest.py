@@ -5,7 +5,7 @@ from jaxtyping import install_import_hook
 # Where arrays are. Config checks its own types, with words for users.
 CHECKED = (
     *("draw", "measures", "models", "run", "sae", "shapes", "steps"),
-    *("commands.train_saes", "commands.sweep_saes", "commands.sweep_truth"),
+    *("commands.train_saes", "commands.sweep_saes", "run.sae_truth"),
 )
 install_import_hook([f"fluxscope.{name}" for name in CHECKED], "beartype.beartype")
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxscope.errors import ConfigError
-from fluxscope.fields import Checked, brief, setting, to_number, to_numbers, to_option, to_range
+from fluxscope.errors import ConfigError, brief
+from fluxscope.fields import Checked, setting, to_number, to_numbers, to_option, to_range
 
 
 @given(st.integers(-(10**17), 10**17))

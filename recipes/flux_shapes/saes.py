@@ -21,7 +21,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fluxscope.commands.sweep_truth import TruthMaterial, TruthOfSae, score_sae
 from fluxscope.files import read_json, write_json
 from fluxscope.models.model import open_model
 from fluxscope.models.sites import parse_site
@@ -29,6 +28,7 @@ from fluxscope.models.splice import SplicedScores, spliced_scores
 from fluxscope.progress import Reporter
 from fluxscope.run.context import picture_spec
 from fluxscope.run.harvest import Stores, Wanted, harvest, held_out_batches
+from fluxscope.run.sae_truth import TruthMaterial, TruthOfSae, score_sae
 from fluxscope.sae import LinearSae
 from fluxscope.sae.batch_topk import BatchTopK, ThresholdedSae
 from fluxscope.sae.data import ByImage, first_held_out

@@ -47,6 +47,17 @@ def _visible(letter: str) -> str:
     return letter.encode("unicode_escape").decode("ascii") if unseen else letter
 
 
+def brief(value: object) -> str:
+    """A value as messages show it: one short line, nothing in it that a terminal would obey."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a whole number of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 class FluxscopeError(Exception):
     """A mistake that the user can mend.
 

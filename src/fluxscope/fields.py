@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
-from fluxscope.errors import ConfigError
+from fluxscope.errors import ConfigError, brief
 
 Number = TypeVar("Number", int, float)
 Option = TypeVar("Option", int, float, str)
@@ -336,14 +336,3 @@ def _check_text(name: str, text: str) -> None:
         raise ConfigError(f"{name} has {len(text)} characters", f"Give at most {LONGEST_TEXT}.")
     if any(character < " " or character == "\x7f" or "\ud800" <= character <= "\udfff" for character in text):
         raise ConfigError(f"{name} cannot be {brief(text)}", "Give plain text, without control characters.")
-
-
-def brief(value: object) -> str:
-    """A value as messages show it: one short line, nothing in it that a terminal would obey."""
-    if isinstance(value, int) and value.bit_length() > 200:
-        return f"a whole number of {value.bit_length()} bits"
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."

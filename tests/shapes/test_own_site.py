@@ -2,9 +2,9 @@
 
 import pytest
 
-from fluxscope.commands.sweep_truth import score_sae
 from fluxscope.models.sites import parse_site
 from fluxscope.progress import Reporter
+from fluxscope.run.sae_truth import score_sae
 from fluxscope.run.truth import make_truth
 from fluxscope.sae.formats import load
 from fluxscope.settings.config import make_config

@@ -12,7 +12,6 @@ from PIL import Image
 
 from fluxscope.commands import train_saes
 from fluxscope.commands.sweep_saes import sweep
-from fluxscope.commands.sweep_truth import TruthMaterial
 from fluxscope.commands.train_saes import Training, train
 from fluxscope.commands.training import SweepOptions, TrainOptions, numbers, shapes_captions, wanted_training
 from fluxscope.commands.wandb_log import check_wandb
@@ -24,6 +23,7 @@ from fluxscope.progress import Reporter
 from fluxscope.run import harvest as harvesting
 from fluxscope.run.activations import ActivationStore
 from fluxscope.run.context import picture_spec
+from fluxscope.run.sae_truth import TruthMaterial
 from fluxscope.run.truth import codes_of
 from fluxscope.sae.data import split_by_prompt
 from fluxscope.sae.formats import load

@@ -108,7 +108,7 @@ def write_all(context: Context, folder: Path, sites: list[SiteMaterial], most: i
     tables = []
     for number, site in enumerate(sites):
         others = [each for each in sites if each is not site and len(each.s) == len(site.s)]
-        tables.append(write_site(folder, number, site, others, most, context.report))
+        tables.append(write_site(context, folder, number, site, others, most))
     rows = first.manifest.rows
     write_shard(
         folder,

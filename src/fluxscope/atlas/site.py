@@ -21,8 +21,8 @@ from fluxscope.atlas.features import (
 from fluxscope.atlas.material import SiteMaterial
 from fluxscope.atlas.shards import packed, rounded, shown, write_shard
 from fluxscope.measures.clip import open_picture
-from fluxscope.progress import Reporter
 from fluxscope.run.by_feature import in_image
+from fluxscope.run.context import Context
 
 PER_SHARD = 64
 PICTURES_PER_SHARD = 64
@@ -33,7 +33,7 @@ EFFECT_WIDTH = 1600
 
 
 def write_site(
-    folder: Path, number: int, site: SiteMaterial, others: list[SiteMaterial], most: int, report: Reporter
+    context: Context, folder: Path, number: int, site: SiteMaterial, others: list[SiteMaterial], most: int
 ) -> dict[str, Any]:
     """Write all of a site.
 
@@ -48,7 +48,7 @@ def write_site(
     largest = np.zeros(site.s.shape[1], np.float32)
     largest[:] = site.ranked.score.max(1, initial=0) if site.ranked.score.size else 0
     tables: list[dict[str, Any]] = []
-    with report.progress(f"features of {site.files.site}", len(ids), "features") as advance:
+    with context.report.progress(f"features of {site.files.site}", len(ids), "features") as advance:
         for shard, features in enumerate(feature_records(folder, site, others, ids, largest)):
             write_shard(folder, f"s{number}_f{shard}", features)
             tables += [each["row"] for each in features]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from fluxscope.commands.flags import Force, Quiet
-from fluxscope.errors import ConfigError
-from fluxscope.fields import brief, to_numbers, to_option
+from fluxscope.errors import ConfigError, brief
+from fluxscope.fields import to_numbers, to_option
 from fluxscope.progress import Reporter
 from fluxscope.run.lock import lock_run
 from fluxscope.settings.config import Config

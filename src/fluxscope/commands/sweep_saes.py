@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from fluxscope import files
-from fluxscope.commands.sweep_truth import TruthMaterial, TruthOfSae, score_sae
 from fluxscope.commands.train_saes import Trained, Training, train
 from fluxscope.draw.training_plots import Frontier, sparsity_frontier
 from fluxscope.errors import ConfigError
@@ -22,6 +21,7 @@ from fluxscope.models.model import Model
 from fluxscope.models.sites import parse_site
 from fluxscope.progress import Reporter
 from fluxscope.run.context import picture_spec
+from fluxscope.run.sae_truth import TruthMaterial, TruthOfSae, score_sae
 from fluxscope.run.truth import check_sites
 from fluxscope.sae.formats import load
 from fluxscope.sae.table import sparsity_of

@@ -168,7 +168,7 @@ def train_saes(config: Config, options: TrainOptions, quiet: Quiet = False, **gi
 def sweep_saes(config: Config, options: SweepOptions, quiet: Quiet = False, **given: str | None) -> None:
     """Train SAEs of several sparsities (k, or a penalty's weight) in one pass, and draw what they cost."""
     from fluxscope.commands.sweep_saes import sweep
-    from fluxscope.commands.sweep_truth import TruthMaterial
+    from fluxscope.run.sae_truth import TruthMaterial
 
     captions = shapes_captions(config, options.pictures)
     report = Reporter(quiet)

@@ -18,7 +18,7 @@ from fluxscope.errors import (
     clear_memory_errors,
     machine_fault,
 )
-from fluxscope.progress import quiet_libraries
+from fluxscope.files.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from fluxscope.errors import ConfigError, FluxscopeError, clean, machine_fault
 from fluxscope.files import write_bytes, written_files
+from fluxscope.files.quiet import quiet_libraries
 from fluxscope.models.families.family import Family
 from fluxscope.models.placement import free_memory
 from fluxscope.models.spec import Embedding
-from fluxscope.progress import quiet_libraries
 
 PROMPTS_AT_A_TIME = 16
 SMALL_VOCABULARY = 500

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from fluxscope.errors import ConfigError
-from fluxscope.fields import brief
+from fluxscope.errors import ConfigError, brief
 from fluxscope.run.recipe_records import VERSION, FeatureMove, Recipe, Region, SiteMoves
 from fluxscope.run.strict_json import Number
 

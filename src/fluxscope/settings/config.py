@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fluxscope.errors import ConfigError
-from fluxscope.fields import Declared, brief, declared
+from fluxscope.errors import ConfigError, brief
+from fluxscope.fields import Declared, declared
 from fluxscope.models.families import default_settings
 from fluxscope.settings.features import Analysis, Drawing, Selection
 from fluxscope.settings.pictures import Capture, Sampling, same_range, same_share

@@ -11,8 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from fluxscope.errors import ConfigError, FluxscopeError
-from fluxscope.fields import brief
+from fluxscope.errors import ConfigError, FluxscopeError, brief
 from fluxscope.settings.config import Config, make_config, overridden, reject_unknown
 
 LARGEST_FILE = 1 << 20

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from fluxscope.errors import ConfigError
 from fluxscope.fields import Checked, setting
-from fluxscope.shapes.shipped import FLUX_SHAPES
+from fluxscope.models.families import DEFAULT_MODEL
 
 DEVICE = (r"auto|cpu|mps|cuda(:[0-9]{1,3})?", "auto, cpu, cuda or cuda:N")
 
@@ -34,7 +34,7 @@ class ModelChoice(Checked):
     """The model under study, and what it runs on."""
 
     model_id: str = setting(
-        FLUX_SHAPES,
+        DEFAULT_MODEL,
         "Model: flux-shapes, a Hub name such as black-forest-labs/FLUX.1-dev, or a folder.",
         least=1,
     )

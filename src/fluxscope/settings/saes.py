@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fluxscope.errors import ConfigError
-from fluxscope.fields import Checked, brief, setting
+from fluxscope.errors import ConfigError, brief
+from fluxscope.fields import Checked, setting
 from fluxscope.settings.places import DEVICE
 
 NUMBERED_BLOCKS = (5, 15)

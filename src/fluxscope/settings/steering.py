@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fluxscope.errors import ConfigError
-from fluxscope.fields import Checked, brief, setting, to_range
+from fluxscope.errors import ConfigError, brief
+from fluxscope.fields import Checked, setting, to_range
 
 STRONGEST = 1e6
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from fluxscope.errors import ConfigError, FluxscopeError, MissingInputError
-from fluxscope.fields import brief, to_range
+from fluxscope.errors import ConfigError, FluxscopeError, MissingInputError, brief
+from fluxscope.fields import to_range
 from fluxscope.progress import Reporter
 from fluxscope.run.context import Context
 from fluxscope.run.inputs import name_command

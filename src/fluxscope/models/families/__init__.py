@@ -10,9 +10,21 @@ from fluxscope.errors import FluxscopeError
 from fluxscope.models.families.family import DenoisingRun, Family
 from fluxscope.models.families.flux1 import Flux1
 from fluxscope.models.families.flux2 import Flux2
-from fluxscope.shapes.shipped import resolve
+from fluxscope.shapes.shipped import FLUX_SHAPES, resolve
 
-__all__ = ["FAMILIES", "DenoisingRun", "Family", "Flux1", "Flux2", "default_settings", "family_of"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "FAMILIES",
+    "DenoisingRun",
+    "Family",
+    "Flux1",
+    "Flux2",
+    "default_settings",
+    "family_of",
+]
+
+DEFAULT_MODEL = FLUX_SHAPES
+"""What is looked into where no model is named."""
 
 FAMILIES: tuple[Family, ...] = (
     Flux1(),

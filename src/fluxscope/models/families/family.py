@@ -107,7 +107,7 @@ class Family(ABC):
         return self._load(place, dtype, pipeline, transformer=None, vae=None, **without)
 
     def _load(self, place: str, dtype: torch.dtype, pipeline: str, **without: None) -> Pipeline:
-        from fluxscope.progress import quiet_libraries
+        from fluxscope.files.quiet import quiet_libraries
 
         if Path(place).is_dir():
             check_weights(Path(place))
