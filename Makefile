@@ -24,8 +24,9 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
+# A process for each core, one thread each; what a file's tests share is made once.
 unit: $(VENV)/.installed-dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 # A real run, end to end, in a temporary folder.
 smoke: $(VENV)/.installed-dev
