@@ -212,6 +212,7 @@ MUTANTS = (
         SHOWN,
         ("heat transposed", "0, 1).reshape(rows, columns)", "0, 1).reshape(columns, rows).T"),
         ("heat upside down", "0, 1).reshape(rows, columns)", "0, 1).reshape(rows, columns)[::-1]"),
+        ("light where it is silent", "fade = (1 - np.clip(heatmap, 0, 1))", "fade = np.clip(heatmap, 0, 1)"),
         ("heat is cold", "alpha = np.clip(heatmap, 0, 1)", "alpha = 1 - np.clip(heatmap, 0, 1)"),
     ),
     *_of(
@@ -223,6 +224,7 @@ MUTANTS = (
             "open_picture(root / item.base_image_path)",
         ),
         ("the first prompt below all", "caption=item.prompt", "caption=own[0].prompt"),
+        ("light on the next map", "root / item.tokenmap_path", "root / overlays.items[0].tokenmap_path"),
         ("the mean as maximum on the sheet", "{item.activation_max:.2f}", "{item.activation_mean:.2f}"),
         (
             "all features have the first one's pictures",

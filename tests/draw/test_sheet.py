@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -52,6 +54,19 @@ def test_every_example_is_on_the_sheet_at_its_size():
     assert pixels(sheet, RED) == 0
     both = comparison_sheet(cards(3, 2), "Title", tile=100)
     assert pixels(both, GREEN) == pixels(both, RED) == 3 * 2 * 100 * 100
+
+
+def test_the_contact_sheet_shows_lit_pictures_where_there_are_any_and_the_other_sheet_overlays():
+    blue = (20, 30, 220)
+    lit = [
+        replace(card, examples=[replace(e, lit=flat(blue)) for e in card.examples]) for card in cards(3, 2)
+    ]
+    sheet = contact_sheet(lit, "Title", tile=100)
+    assert pixels(sheet, blue) == 3 * 2 * 100 * 100
+    assert pixels(sheet, GREEN) == pixels(sheet, RED) == 0
+    both = comparison_sheet(lit, "Title", tile=100)
+    assert pixels(both, GREEN) == pixels(both, RED) == 3 * 2 * 100 * 100
+    assert pixels(both, blue) == 0
 
 
 def test_every_picture_stands_in_its_own_place_with_its_own_text(monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from jaxtyping import Float32
 
 from fluxscope.draw import sheet
+from fluxscope.errors import FluxscopeError
 from fluxscope.files import load_npy, read_json, write_json
 from fluxscope.measures.selection import FeatureScores
 from fluxscope.run.records import Selection
@@ -36,15 +37,53 @@ def drawn(monkeypatch):
     return given
 
 
-def test_the_sheet_states_what_the_overlays_were_made_with_and_not_todays_settings(copy, drawn):
+@pytest.fixture
+def drawn_beside(monkeypatch):
+    """The same of the sheet that has the bare pictures too."""
+    given = []
+
+    def draw(*arguments, **keywords):
+        given[:] = arguments
+        return sheet.comparison_sheet(*arguments, **keywords)
+
+    monkeypatch.setattr(contact_sheet, "comparison_sheet", draw)
+    return given
+
+
+@pytest.mark.parametrize("fault", ["text", "grid", "style", "percentile", "short"])
+def test_token_maps_that_are_none_are_told_with_the_step_that_makes_them(copy, fault):
+    files = RunDir.of(copy)
+    summary = read_json(files.overlay_summary)
+    tokens = files.root / summary["items"][0]["tokenmap_path"]
+    match fault:
+        case "text":
+            np.save(tokens, np.array(["a"] * 64))
+        case "short":
+            np.save(tokens, np.zeros(63, np.float32))
+        case "grid":
+            summary["token_grid_size"] = [8]
+        case "style":
+            summary["overlay_style"] = "oily"
+        case "percentile":
+            summary["clip_percentile"] = 101
+    write_json(files.overlay_summary, summary)
+    before = files.contact_sheet.read_bytes()
+    with pytest.raises(FluxscopeError, match="token map"):
+        run_steps(copy, "6")
+    assert files.contact_sheet.read_bytes() == before
+
+
+def test_the_sheet_states_what_the_overlays_were_made_with_and_not_todays_settings(copy, drawn, drawn_beside):
     made = dataclasses.replace(copy, clip_percentile=90.0, alpha_scale=0.5)
     run_steps(made, "5")
     today = dataclasses.replace(copy, clip_percentile=75, num_inference_steps=18, top_m_per_feature=7)
     run_steps(today, "6")
     _, _, subtitle, footer = drawn
     assert subtitle.startswith("flux-shapes · double.15.ff · step 14 of 20 · ")
-    assert "full colour at percentile 90 of its token map, 50% opaque." in footer
+    assert "fully from percentile 90 of its token map;" in footer
     assert "over the top 20 pictures" in footer
+    assert "full colour at percentile 90 of its token map, 50% opaque." in drawn_beside[3]
+    assert "over the top 20 pictures" in drawn_beside[3]
     summary = read_json(RunDir.of(copy).overlay_summary)
     assert {name: summary[name] for name in ("clip_percentile", "alpha_scale", "site")} == {
         "clip_percentile": 90,
@@ -59,13 +98,14 @@ def test_the_number_of_steps_is_the_pictures_even_when_overlays_are_drawn_with_o
     assert "step 14 of 20 ·" in drawn[2]
 
 
-def test_overlays_of_other_programs_are_shown_without_what_they_do_not_say(copy, drawn):
+def test_overlays_of_other_programs_are_shown_without_what_they_do_not_say(copy, drawn, drawn_beside):
     path = RunDir.of(copy).overlay_summary
     ours = ("clip_percentile", "alpha_scale", "site", "model_id", "num_inference_steps", "overlay_style")
     write_json(path, {name: value for name, value in read_json(path).items() if name not in ours})
     run_steps(copy, "6")
     assert drawn[2].startswith("layer 15 · step 14 · ")
-    assert drawn[3].startswith("Blue: where the feature is active. Coherence: ")
+    assert drawn[3].startswith("In its own colours: where the feature is active, fully from percentile 99 ")
+    assert drawn_beside[3].startswith("Blue: where the feature is active. Coherence: ")
 
 
 @dataclasses.dataclass(frozen=True)

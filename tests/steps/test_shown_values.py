@@ -312,12 +312,36 @@ def test_the_sheets_show_each_feature_with_its_own_numbers_and_pictures(
                 ):
                     on_disk = np.asarray(Image.open(folder / item[path]).convert("RGB"))
                     np.testing.assert_array_equal(np.asarray(picture), on_disk)
+                check_light(example, np.load(folder / item["tokenmap_path"]))
                 assert example.caption == item["prompt"]
                 assert (
                     f"{item['activation_max']:.2f}" in example.note and str(item["image_id"]) in example.note
                 )
     for name, image in written.items():
         np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(folder / name)))
+
+
+def check_light(example, tokens):
+    """Where the feature fires most the picture has its own colours; where all is silent, few."""
+    bare, shown = np.asarray(example.original).astype(float), np.asarray(example.lit).astype(float)
+    grid, side = tokens.reshape(8, 8), bare.shape[0] // 8
+    silent = grid == 0
+    deep = silent & ~spread(~silent)
+    change = np.abs(shown - bare).sum(-1).reshape(8, side, 8, side).mean((1, 3))
+    middle = slice(side // 2 - 1, side // 2 + 1)
+    y, x = np.unravel_index(grid.argmax(), grid.shape)
+    hottest = (slice(y * side, (y + 1) * side), slice(x * side, (x + 1) * side))
+    assert np.abs(shown - bare)[hottest][middle, middle].max() < 8
+    for row, column in np.argwhere(deep):
+        part = (slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side))
+        np.testing.assert_allclose(shown[part], faded(bare[part]), atol=1)
+    assert not deep.any() or change[deep].max() > change[y, x]
+
+
+def faded(picture):
+    """A tenth of the colours; the rest grey, of which a quarter is the picture's own light."""
+    light = 0.299 * picture[..., 0] + 0.587 * picture[..., 1] + 0.114 * picture[..., 2]
+    return 0.1 * picture + 0.9 * (0.75 * 226 + 0.25 * light[..., None])
 
 
 def check_numbers(shown, record):

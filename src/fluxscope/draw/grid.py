@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fluxscope.draw.heatmap import Picture
-from fluxscope.draw.page import MARGIN, blank_page, fitted_size, paste_framed
+from fluxscope.draw.page import MARGIN, blank_page, blue_ramp, fitted_size, paste_framed
 from fluxscope.draw.text import ACCENT, FAINT, INK, SOFT, font, line_height, shorten, wrap, write_lines
 from fluxscope.errors import FluxscopeError
 
@@ -69,7 +69,7 @@ def labelled_grid(
             )
     plan = _Plan.of(rows, fitted_size(pictures, tile))
     body = (plan.column_left(len(column_labels)) - GAP, HEAD + len(rows) * plan.row_height - GAP)
-    page, draw, top = blank_page(body, title, subtitle, footer, ramp=plan.beside)
+    page, draw, top = blank_page(body, title, subtitle, footer, ramp=blue_ramp() if plan.beside else None)
     _draw_column_labels(draw, top, column_labels, baseline, beside_label, plan)
     for number, row in enumerate(rows):
         _draw_row(page, draw, top + HEAD + number * plan.row_height, row, plan)

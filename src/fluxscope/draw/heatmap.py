@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 BLUE = (32, 112, 255)
 """The overlay's default colour: clear of most photographs' own hues, and told apart by the colour-blind."""
 
+PALE, FADED = 226, 0.9
+"""The grey that a picture fades to where a feature is inactive, 0 to 255, and how much of it is covered."""
+
 Grid = int | tuple[int, int]
 """Rows and columns of tokens; one number for a square grid."""
 
@@ -77,6 +80,10 @@ def token_map_to_blocky_heatmap(
     return blocks
 
 
+HEATMAPS = {"smooth": token_map_to_heatmap, "blocky": token_map_to_blocky_heatmap}
+"""By the names of the setting overlay_style."""
+
+
 def normalised_grid(
     token_values: TokenMap, token_grid_size: Grid, clip_percentile: float, min_clip: float
 ) -> Float32[np.ndarray, "rows columns"]:
@@ -110,15 +117,26 @@ def overlay_heatmap(
         FluxscopeError: picture and heatmap have different sizes.
     """
     base = as_rgb(base_rgb)
-    if base.shape[:2] != heatmap.shape:
-        raise FluxscopeError(
-            f"the picture is {base.shape[1]} x {base.shape[0]}, the heatmap "
-            f"{heatmap.shape[1]} x {heatmap.shape[0]}",
-            "Make the heatmap for this picture's width and height.",
-        )
+    check_sizes(base, heatmap)
     alpha = np.clip(heatmap, 0, 1)[..., None] * alpha_scale
     blended: np.ndarray = np.rint(base * (1 - alpha) + np.array(color) * alpha).astype(np.uint8)
     return blended
+
+
+def spotlight(picture: Picture | Image, heatmap: Float[np.ndarray, "h w"]) -> Picture:
+    """Fade a picture to pale grey where it is cold: what a feature responds to keeps its own colours.
+
+    At heat 0 the grey covers `FADED` of the picture, and keeps a quarter of its light and dark.
+
+    Raises:
+        FluxscopeError: picture and heatmap have different sizes.
+    """
+    base = as_rgb(picture)
+    grey = 0.75 * PALE + 0.25 * (base @ np.array([0.299, 0.587, 0.114]))[..., None]
+    check_sizes(base, heatmap)
+    fade = (1 - np.clip(heatmap, 0, 1))[..., None] * FADED
+    lit: np.ndarray = np.rint(base * (1 - fade) + grey * fade).astype(np.uint8)
+    return lit
 
 
 def outline_heatmap(
@@ -137,6 +155,16 @@ def outline_heatmap(
     canvas[rim] = canvas[rim] // 3
     canvas[edge] = 255 - (255 - canvas[edge]) // 5
     return canvas
+
+
+def check_sizes(picture: Picture, heatmap: Float[np.ndarray, "rows columns"]) -> None:
+    """Raise where a heatmap is of another size than its picture."""
+    if picture.shape[:2] != heatmap.shape:
+        raise FluxscopeError(
+            f"the picture is {picture.shape[1]} x {picture.shape[0]}, the heatmap "
+            f"{heatmap.shape[1]} x {heatmap.shape[0]}",
+            "Make the heatmap for this picture's width and height.",
+        )
 
 
 def create_side_by_side(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fluxscope.draw.heatmap import BLUE, Picture, as_rgb
+from fluxscope.draw.heatmap import BLUE, Picture, as_rgb, spotlight
 from fluxscope.draw.text import FAINT, INK, LINE, PAPER, SOFT, font, line_height, wrap, write_lines
 
 if TYPE_CHECKING:
@@ -17,13 +17,30 @@ MARGIN = 36
 RAMP = 150  # width of the legend, pixels
 
 
+def blue_ramp() -> Picture:
+    """The legend of overlays: from nothing to the overlays' colour."""
+    share = 0.85 * np.linspace(0, 1, RAMP)[:, None]
+    ramp: Picture = np.rint(255 * (1 - share) + np.array(BLUE) * share).astype(np.uint8)[None]
+    return ramp
+
+
+def lit_ramp() -> Picture:
+    """The legend of pictures under a spotlight: from faded to all colours."""
+    from PIL import Image
+
+    hues = np.linspace(0, 230, RAMP).astype(np.uint8)  # red to violet
+    full = np.stack([hues, np.full(RAMP, 190, np.uint8), np.full(RAMP, 215, np.uint8)], 1)
+    colours = np.asarray(Image.fromarray(full[None], "HSV").convert("RGB"))
+    return spotlight(colours, np.linspace(0, 1, RAMP)[None])
+
+
 def blank_page(
-    body: tuple[int, int], title: str, subtitle: str = "", footer: str = "", ramp: bool = True
+    body: tuple[int, int], title: str, subtitle: str = "", footer: str = "", ramp: Picture | None = None
 ) -> tuple[Image, ImageDraw, int]:
     """Make a page for a body of (width, height) pixels.
 
     Args:
-        ramp: draw the legend of the overlays' colour.
+        ramp: the colours of the legend from inactive to strongest, one row; None without one.
 
     Returns:
         the page, its pen, and the y at which the body begins; its x is MARGIN.
@@ -31,7 +48,7 @@ def blank_page(
     from PIL import Image, ImageDraw
 
     width = body[0] + 2 * MARGIN
-    room = body[0] - (RAMP + 20 if ramp else 0)
+    room = body[0] - (0 if ramp is None else RAMP + 20)
     title_lines = wrap(title, font(26, True), room, 2)
     subtitle_lines = wrap(subtitle, font(14), room, 2)
     top = (
@@ -48,16 +65,14 @@ def blank_page(
     y = MARGIN - 2 + len(title_lines) * line_height(font(26, True))
     write_lines(draw, (MARGIN, y), subtitle_lines, font(14), SOFT)
     write_lines(draw, (MARGIN, top + body[1] + 14), foot_lines, font(12), FAINT)
-    if ramp:
-        _draw_ramp(draw, width - MARGIN - RAMP, MARGIN + 2)
+    if ramp is not None:
+        _draw_ramp(draw, width - MARGIN - RAMP, MARGIN + 2, ramp)
     return page, draw, top
 
 
-def _draw_ramp(draw: ImageDraw, left: int, top: int) -> None:
-    for x in range(RAMP):
-        share = 0.85 * x / (RAMP - 1)
-        colour = tuple(round(255 * (1 - share) + c * share) for c in BLUE)
-        draw.line((left + x, top, left + x, top + 9), fill=colour)
+def _draw_ramp(draw: ImageDraw, left: int, top: int, ramp: Picture) -> None:
+    for x, colour in enumerate(ramp[0].tolist()):
+        draw.line((left + x, top, left + x, top + 9), fill=tuple(colour))
     draw.rectangle((left, top, left + RAMP - 1, top + 9), outline=LINE)
     draw.text((left, top + 13), "inactive", FAINT, font(11))
     draw.text((left + RAMP, top + 13), "strongest", FAINT, font(11), anchor="ra")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fluxscope.draw.heatmap import Picture, TokenMap, outline_heatmap, overlay_heatmap, token_map_to_heatmap
-from fluxscope.draw.page import MARGIN, blank_page, fitted_size, paste_framed
+from fluxscope.draw.page import MARGIN, blank_page, blue_ramp, fitted_size, paste_framed
 from fluxscope.draw.text import FAINT, INK, LINE, PANEL, SOFT, font, line_height, shorten, wrap, write_lines
 from fluxscope.errors import MissingInputError
 
@@ -92,7 +92,7 @@ def pair_sheet(
     across = min(max(across, 1), len(shown))
     down = -(-len(shown) // across)
     body = (across * (card[0] + GAP) - GAP, down * (card[1] + GAP) - GAP)
-    page, draw, top = blank_page(body, title, subtitle, footer)
+    page, draw, top = blank_page(body, title, subtitle, footer, ramp=blue_ramp())
     for number, pair in enumerate(shown):
         row, column = divmod(number, across)
         corner = (MARGIN + column * (card[0] + GAP), top + row * (card[1] + GAP))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fluxscope.draw.heatmap import Picture
-from fluxscope.draw.page import MARGIN, blank_page, fitted_size, paste_framed
+from fluxscope.draw.page import MARGIN, blank_page, blue_ramp, fitted_size, lit_ramp, paste_framed
 from fluxscope.draw.text import (
     ACCENT,
     FAINT,
@@ -54,6 +54,7 @@ class Example:
     Attributes:
         overlay: the picture under its heatmap.
         original: the bare picture, for the comparison sheet.
+        lit: the picture faded where the feature is inactive, for the contact sheet; without one the overlay.
         caption: its prompt.
         note: a few words in grey above the caption, such as "image 12, activation 3.4".
     """
@@ -62,6 +63,7 @@ class Example:
     original: Picture | Image
     caption: str
     note: str = ""
+    lit: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def contact_sheet(
     tile: int = 184,
     across: int = 1,
 ) -> Image:
-    """Draw the contact sheet: each example as its overlay, its prompt below.
+    """Draw the contact sheet: each example in its own colours where the feature is active, its prompt below.
 
     Args:
         cards: one a feature, drawn in this order.
@@ -119,7 +121,7 @@ def comparison_sheet(
     tile: int = 150,
     across: int = 1,
 ) -> Image:
-    """The same with the bare picture at the left of each overlay."""
+    """The same with each bare picture at the left of its overlay."""
     return _sheet(cards, title, subtitle, footer, tile, across, both=True)
 
 
@@ -135,7 +137,8 @@ def _sheet(
     down = -(-len(cards) // across)
     step = (layout.card_width + GAP, layout.card_height + GAP)
     body = (across * step[0] - GAP, down * step[1] - GAP)
-    page, draw, top = blank_page(body, title, subtitle, footer)
+    lit = not both and all(example.lit is not None for card in cards for example in card.examples)
+    page, draw, top = blank_page(body, title, subtitle, footer, ramp=lit_ramp() if lit else blue_ramp())
     for number, card in enumerate(cards):
         row, column = divmod(number, across)
         _draw_card(page, draw, (MARGIN + column * step[0], top + row * step[1]), card, layout)
@@ -220,7 +223,8 @@ def _draw_example(
     page: Image, draw: ImageDraw, corner: tuple[int, int], example: Example, layout: _Layout
 ) -> None:
     left, top = corner
-    pictures = [example.original, example.overlay] if layout.both else [example.overlay]
+    alone = example.overlay if example.lit is None else example.lit
+    pictures = [example.original, example.overlay] if layout.both else [alone]
     for number, picture in enumerate(pictures):
         paste_framed(page, draw, (left + number * (layout.picture[0] + 2), top), picture, layout.picture)
     top += layout.picture[1] + 8

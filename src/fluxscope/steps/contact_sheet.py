@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
+from fluxscope.draw.heatmap import HEATMAPS, Picture, outline_heatmap, spotlight
 from fluxscope.draw.sheet import Example, FeatureCard, comparison_sheet, contact_sheet
-from fluxscope.errors import MissingInputError
-from fluxscope.files import save_image
+from fluxscope.errors import MissingInputError, RecordError
+from fluxscope.files import load_npy, save_image
 from fluxscope.measures.clip import open_picture
 from fluxscope.run.context import Context
 from fluxscope.run.name_records import in_words, names_of
@@ -25,6 +28,9 @@ STEP = Step(
     settings=(),
 )
 
+PERCENTILE = 99.0
+"""Where a program's overlays do not say from which percentile of a token map on they are at full colour."""
+
 PARTED = (
     "Chosen on: the score on the pictures that chose the feature; shown on: on the others, of which some "
     "stand here; false discovery: share of false ones among features as far from chance. "
@@ -41,13 +47,14 @@ def run(context: Context) -> str:
     log = context.work.log if context.work else StepLog.open(files.step_log)
     names = {feature: in_words(each) for feature, each in names_of(files, log).items()}
     cards = [
-        replace(card_of(context, record, overlays.items, selection), name=names.get(record.feature_id, ""))
+        replace(card_of(context, record, overlays, selection), name=names.get(record.feature_id, ""))
         for record in selection.features
     ]
     title, subtitle = title_of(selection), subtitle_of(overlays, selection)
-    footer = footer_of(overlays, selection)
-    across = 2 if len(cards) > 6 else 1
+    measures = measures_in_words(selection)
+    across, footer = 2 if len(cards) > 6 else 1, f"{light_in_words(overlays)} {measures}"
     save_image(files.contact_sheet, contact_sheet(cards, title, subtitle, footer, across=across))
+    footer = f"{blue_in_words(overlays)} {measures}"
     save_image(files.contact_sheet_comparison, comparison_sheet(cards, title, subtitle, footer))
     return f"{files.contact_sheet}"
 
@@ -60,7 +67,7 @@ def nothing_to_show(context: Context) -> str:
 
 
 def card_of(
-    context: Context, record: SelectedFeature, items: list[Overlay], selection: Selection
+    context: Context, record: SelectedFeature, overlays: OverlaySummary, selection: Selection
 ) -> FeatureCard:
     """A selected feature with its example pictures, opened.
 
@@ -68,7 +75,7 @@ def card_of(
         MissingInputError: the overlays are of another selection.
     """
     root = context.files.root
-    own = [item for item in items if item.feature_id == record.feature_id]
+    own = [item for item in overlays.items if item.feature_id == record.feature_id]
     if not own:
         raise MissingInputError(
             f"there are no overlays of feature {record.feature_id}", "Run step 5 again.", redo="overlays"
@@ -79,10 +86,37 @@ def card_of(
             original=open_picture(root / item.base_image_path),
             caption=item.prompt,
             note=f"image {item.image_id} · max {item.activation_max:.2f}",
+            lit=lit(context, item, overlays),
         )
         for item in own
     ]
     return FeatureCard(record.feature_id, examples, record.measures, warning=warning_of(record, selection))
+
+
+def lit(context: Context, item: Overlay, overlays: OverlaySummary) -> Picture:
+    """The picture in its own colours where the feature is active, faded elsewhere.
+
+    Raises:
+        RecordError: the token map is none of the grid that the summary states.
+    """
+    root, style = context.files.root, overlays.overlay_style or "smooth"
+    picture, tokens = (
+        np.asarray(open_picture(root / item.base_image_path)),
+        load_npy(root / item.tokenmap_path),
+    )
+    height, width = picture.shape[:2]
+    try:
+        rows, columns = overlays.token_grid_size
+        heat = HEATMAPS[style](
+            tokens.astype(np.float32), width, height, (rows, columns), overlays.clip_percentile or PERCENTILE
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise RecordError(
+            f"{item.tokenmap_path} is no token map as {context.files.overlay_summary.name} has it ({error})",
+            "Run step 5 again.",
+            redo="overlays",
+        ) from None
+    return outline_heatmap(spotlight(picture, heat), heat)
 
 
 def warning_of(record: SelectedFeature, selection: Selection) -> str:
@@ -115,15 +149,26 @@ def subtitle_of(overlays: OverlaySummary, selection: Selection) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def footer_of(overlays: OverlaySummary, selection: Selection) -> str:
-    """How to read the sheet, with the values that the overlays were drawn with."""
+def light_in_words(overlays: OverlaySummary) -> str:
+    """How to read a picture of the contact sheet."""
+    full = f"fully from percentile {overlays.clip_percentile or PERCENTILE:g} of its token map"
+    return f"In its own colours: where the feature is active, {full}; faded: where it is not; line: half way."
+
+
+def blue_in_words(overlays: OverlaySummary) -> str:
+    """How to read an overlay, with the values that it was drawn with."""
     blue = "Blue: where the feature is active"
     if overlays.clip_percentile is not None:
         blue += f"; full colour at percentile {overlays.clip_percentile:g} of its token map"
     if overlays.alpha_scale is not None:
         blue += f", {overlays.alpha_scale:.0%} opaque"
+    return f"{blue}."
+
+
+def measures_in_words(selection: Selection) -> str:
+    """How to read the numbers of a card."""
     parted = any(each.shown_score is not None for each in selection.features)
     return (
-        f"{blue}. {PARTED if parted else ''}Coherence: mean pairwise CLIP cosine over the top "
+        f"{PARTED if parted else ''}Coherence: mean pairwise CLIP cosine over the top "
         f"{selection.top_m_per_feature} pictures of distinct prompts; z: against random sets of that size."
     )

@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from fluxscope.draw.heatmap import (
-    outline_heatmap,
-    overlay_heatmap,
-    token_map_to_blocky_heatmap,
-    token_map_to_heatmap,
-)
+from fluxscope.draw.heatmap import HEATMAPS, outline_heatmap, overlay_heatmap
 from fluxscope.errors import RunDirError
 from fluxscope.files import save_image, save_npy
 from fluxscope.measures.clip import open_picture
@@ -36,8 +31,6 @@ STEP = Step(
         *("site_pattern", "target_step_number"),
     ),
 )
-
-HEATMAPS = {"smooth": token_map_to_heatmap, "blocky": token_map_to_blocky_heatmap}
 
 
 def run(context: Context) -> str:
