@@ -327,7 +327,8 @@ def _check_form(each: Declared, value: str) -> None:
         inside = path.parts and not path.is_absolute() and ".." not in path.parts
         if not inside or "\\" in value or PureWindowsPath(value).drive:
             raise ConfigError(
-                f"{each.name} cannot be {brief(value)}: it lies in out_dir", "Give a name, such as pictures."
+                f"{each.name} cannot be {brief(value)}: it must lie inside out_dir",
+                "Give a name, such as pictures.",
             )
 
 

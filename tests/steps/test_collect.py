@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,10 +42,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def collected(tmp_path_factory):
+    """A folder that step 1 filled without interruption; to be copied."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     run_steps(make_config(out_dir=str(folder), **SHORT), "1")
-    return contents(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(collected):
+    return contents(collected)
 
 
 def test_s_is_the_maximum_of_the_dense_code_over_tokens(finished):
@@ -165,6 +172,40 @@ def test_lost_and_damaged_pictures_and_s_are_made_again(tmp_path, uninterrupted)
     run_steps(config, "1")
     assert contents(folder) == uninterrupted
     assert (folder / "manifest.jsonl").read_bytes() == manifest
+
+
+def edited(lines, how):
+    """A manifest's lines as somebody left them."""
+    first = json.loads(lines[0])
+    match how:
+        case "another prompt":
+            return [json.dumps(first | {"prompt": "a lie"}), *lines[1:]]
+        case "another seed and height":
+            return [json.dumps(first | {"seed": 7, "height": 1}), *lines[1:]]
+        case "another picture's file":
+            path = json.loads(lines[1])["image_path"]
+            return [json.dumps(first | {"image_path": path}), *lines[1:]]
+        case "two swapped":
+            return [lines[1], lines[0], *lines[2:]]
+        case "the first two missing":
+            return lines[2:]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("another prompt", "another seed and height", "another picture's file"),
+        *("two swapped", "the first two missing"),
+    ],
+)
+def test_an_edited_manifest_is_put_right(tmp_path, collected, uninterrupted, how):
+    """Both sites' manifests: what the lines say is what was made, whatever somebody wrote there."""
+    folder = tmp_path / "run"
+    shutil.copytree(collected, folder)
+    for path in (folder / "manifest.jsonl", folder / "layer_05" / "manifest.jsonl"):
+        path.write_text("\n".join(edited(path.read_text().splitlines(), how)) + "\n")
+    run_steps(make_config(out_dir=str(folder), **SHORT), "1")
+    assert contents(folder) == uninterrupted
 
 
 def test_further_steps_are_captured_in_the_same_pass(tmp_path, uninterrupted):

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from fluxscope.errors import FluxscopeError, RunDirError
-from fluxscope.files import load_npy, load_npz
+from fluxscope.files import load_npz
 from fluxscope.measures.top_images import RankedImages, rank_images
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context
 from fluxscope.run.manifest import Manifest
+from fluxscope.run.matrices import load_s
 from fluxscope.run.name_records import FeatureName, names_of
 from fluxscope.run.records import RunLog, StepsProfile
 from fluxscope.run.rundir import RunDir
@@ -160,11 +161,7 @@ def sites_of(context: Context) -> Iterator[SiteMaterial]:
         if site != first.first_site and not files.s_matrix.is_file():
             continue
         manifest = Manifest.read(files.manifest, files.root)
-        s = load_npy(files.s_matrix, mmap=True)
-        if s.ndim != 2 or len(s) != len(manifest.rows):
-            raise RunDirError(
-                f"{files.s_matrix} is not of the manifest's pictures", "Run step 1 again.", redo="collect"
-            )
+        s = load_s(files, len(manifest.rows))
         step = manifest.rows[0].step
         step = config.target_step_index if step is None else step
         has_codes = (files.codes / site / f"step_{step}" / "zarr.json").is_file()

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32
 
-from fluxscope.errors import ConfigError, RunDirError
-from fluxscope.files import load_npy
+from fluxscope.errors import ConfigError
 from fluxscope.measures.clip import embed_images, embed_texts, peak_box
 from fluxscope.measures.names import (
     LEAST_PROMPTS,
@@ -28,6 +27,7 @@ from fluxscope.run.context import Context, clip_of
 from fluxscope.run.freshness import Work
 from fluxscope.run.inputs import digest_of, values_of
 from fluxscope.run.manifest import Manifest
+from fluxscope.run.matrices import load_s
 from fluxscope.run.name_records import FeatureName, Names, in_words
 from fluxscope.run.records import Selection
 from fluxscope.run.step_log import StepLog
@@ -116,13 +116,7 @@ def gather(context: Context, wanted: Sequence[int] | None, every: bool) -> Mater
     """The strengths and prompts of the features that are asked for."""
     config, files = context.config, context.files
     manifest = Manifest.read(files.manifest, files.root)
-    s = load_npy(files.s_matrix, mmap=True)
-    if s.ndim != 2 or len(s) != len(manifest.rows):
-        raise RunDirError(
-            f"{files.s_matrix} is not of the {len(manifest.rows)} pictures of the manifest",
-            "Run step 1 again.",
-            redo="collect",
-        )
+    s = load_s(files, len(manifest.rows))
     if every:
         features = tuple(int(f) for f in np.flatnonzero(s.max(0) > config.eps_alive))
     elif wanted is not None:

@@ -9,7 +9,14 @@ from fluxscope.files.arrays import (
     save_npy,
     save_npz,
 )
-from fluxscope.files.json_files import append_jsonl, numbered_jsonl, read_json, read_jsonl, write_json
+from fluxscope.files.json_files import (
+    append_jsonl,
+    numbered_jsonl,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
 from fluxscope.files.writing import (
     atomic_write,
     explain_os_error,
@@ -46,6 +53,7 @@ __all__ = [
     "sync_folder",
     "write_bytes",
     "write_json",
+    "write_jsonl",
     "write_text",
     "written_files",
 ]

@@ -51,14 +51,24 @@ def append_jsonl(path: Path | str, records: Mapping[str, Any] | Sequence[Mapping
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [records] if isinstance(records, Mapping) else records
-    text = "".join(json.dumps(r, ensure_ascii=False, allow_nan=False, default=_plain) + "\n" for r in rows)
     try:
         with path.open("ab") as file:
-            file.write(text.encode())
+            file.write(_lines(rows).encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise explain_os_error(error, path) from error
+
+
+def write_jsonl(path: Path | str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write all the records of a file, one line each: the whole file or nothing."""
+    write_text(path, _lines(records))
+
+
+def _lines(records: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(
+        json.dumps(record, ensure_ascii=False, allow_nan=False, default=_plain) + "\n" for record in records
+    )
 
 
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:

@@ -123,7 +123,7 @@ def open_collection(
     targets = []
     for site, (sae, info) in saes.items():
         files = RunDir.of(config, site)
-        committed = repair_manifest(files, config.batch_size or 1)
+        committed = repair_manifest(files, config.batch_size or 1, len(jobs))
         recorder = open_recorder(config, spec, parse_site(site), sae, committed, pictures)
         if recorder.done < committed:
             raise RunDirError(
@@ -210,11 +210,14 @@ def picture_identity(config: Config, jobs: list[Job]) -> dict[str, Any]:
     )
 
 
-def repair_manifest(files: RunDir, batch_size: int) -> int:
-    """Cut a manifest back to whole commits and return how many pictures it lists.
+def repair_manifest(files: RunDir, batch_size: int, wanted: int) -> int:
+    """Cut a manifest back to whole batches and return how many pictures it lists.
 
     A killed writer can leave part of a batch's lines, the last of them cut short. Then the whole batch is
     made again, so that its pictures come from a batch of the same size as in an uninterrupted run.
+
+    Args:
+        wanted: pictures of the whole collection, whose last batch may be smaller.
 
     Raises:
         RecordError: a whole line is none of a manifest.
@@ -224,7 +227,8 @@ def repair_manifest(files: RunDir, batch_size: int) -> int:
         return 0
     rows = sum(1 for _ in ManifestRow.read_lines(path, files.root))
     lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
+    torn = bool(lines) and not lines[-1].endswith(b"\n")
+    if torn or (rows < wanted and rows % batch_size):
         rows = rows // batch_size * batch_size
         os.truncate(path, sum(len(line) for line in lines[:rows]))
     return rows

@@ -10,7 +10,6 @@ from jaxtyping import Float32, Int64
 from scipy.sparse import csr_array, vstack
 
 from fluxscope.errors import MissingInputError, RunDirError
-from fluxscope.files import load_npy
 from fluxscope.measures.compare import sparse_S
 from fluxscope.measures.profiles import Profiles
 from fluxscope.measures.ranking import SMatrix
@@ -18,6 +17,7 @@ from fluxscope.measures.stats import FeatureStats, feature_stats
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.context import Context
 from fluxscope.run.manifest import Manifest, ManifestRow
+from fluxscope.run.matrices import load_s
 from fluxscope.run.rundir import RunDir
 from fluxscope.sae.base import LinearSae
 from fluxscope.sae.formats import load
@@ -88,7 +88,7 @@ def open_layer(context: Context, site: str, top_images: int) -> Layer:
             "Run step 1 for both sites.",
             redo="collect --compare-layers",
         )
-    s = load_npy(files.s_matrix, mmap=True)
+    s = load_s(files)
     store = CodeStore(files.codes, site, config.target_step_index)
     stats = feature_stats(s, config.eps_alive, top_images)
     return Layer(files, s, stats, store, load(path)[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from fluxscope.errors import MissingInputError, RunDirError
-from fluxscope.files import append_jsonl, numbered_jsonl, read_json, read_jsonl, write_json
+from fluxscope.files import append_jsonl, numbered_jsonl, read_json, read_jsonl, write_json, write_jsonl
 from fluxscope.run.strict_json import Number, Place, Record, ours, part
 
 __all__ = [
@@ -195,3 +195,12 @@ def count_manifest_rows(manifest_path: Path | str) -> int:
 def append_rows(path: Path, rows: Iterable[ManifestRow]) -> None:
     """Add lines for finished pictures, flushed to the disk before returning."""
     append_jsonl(path, [row.to_json() for row in rows])
+
+
+def mend_rows(path: Path, rows: Sequence[ManifestRow]) -> None:
+    """Write the lines of a manifest anew where one is not as it should be; what it took in time is kept."""
+    there = list(ManifestRow.read_lines(path))
+    times = [row.generation_time for row in there]
+    right = [replace(row, generation_time=time) for row, time in zip(rows, times, strict=True)]
+    if there != right:
+        write_jsonl(path, [row.to_json() for row in right])

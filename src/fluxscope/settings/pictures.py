@@ -35,7 +35,9 @@ class Sampling(Checked):
     max_sequence_length: int | None = setting(
         None, "Text tokens of a prompt. None: the model's own.", low=1, high=4096
     )
-    prompts_path: str | None = setting(None, "File of prompts, one a line. None: the model's sample prompts.")
+    prompts_path: str | None = setting(
+        None, "File of prompts, one a line. None: the model's sample prompts.", least=1
+    )
     max_prompts: int = setting(0, "Use only the first so many prompts; 0 uses all.", low=0)
     reps_per_prompt: int = setting(
         2, "Pictures of each prompt, each with a seed of its own.", low=1, high=1_000_000

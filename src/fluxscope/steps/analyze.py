@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fluxscope.files import load_npy, save_npy, save_npz
+from fluxscope.files import save_npy, save_npz
 from fluxscope.measures.stats import feature_stats
 from fluxscope.run.context import Context
+from fluxscope.run.matrices import load_s
 from fluxscope.run.records import FeatureAnalysis
 from fluxscope.steps.step import Step
 
@@ -24,7 +25,7 @@ STEP = Step(
 
 def run(context: Context) -> str:
     config, files = context.config, context.files
-    s = load_npy(files.s_matrix, mmap=True)
+    s = load_s(files)
     stats = feature_stats(s, config.eps_alive, config.top_k_per_image)
     save_npy(files.alive_features, stats.alive)
     save_npy(files.activation_freq, stats.frequency)

@@ -18,7 +18,7 @@ from fluxscope.files import save_image
 from fluxscope.run.context import Context, picture_spec, step_work
 from fluxscope.run.inputs import COLLECTED
 from fluxscope.run.jobs import Job, plan_jobs, repeated_prompts
-from fluxscope.run.manifest import ManifestRow, append_rows
+from fluxscope.run.manifest import ManifestRow, append_rows, mend_rows
 from fluxscope.steps.step import Step
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def run(context: Context) -> str:
     for target in collection.targets:
         for caution in target.cautions():
             context.report.say(f"     warning: the SAE of {target.files.name}: {caution}")
+        mend_rows(target.files.manifest, [manifest_row(context, job, target, 0.0) for job in jobs])
         write_s_matrix(target)  # the same bytes where nothing was added: later steps stay up to date
         write_run_log(config, target, jobs, completed=len(jobs), seconds=spent)
     collection.write_indexes()

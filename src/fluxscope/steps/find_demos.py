@@ -16,12 +16,13 @@ from jaxtyping import Float32
 from PIL import Image
 
 from fluxscope.errors import MissingInputError
-from fluxscope.files import load_npy, save_image
+from fluxscope.files import save_image
 from fluxscope.measures.effect import demo_score
 from fluxscope.run.context import Context, step_work
 from fluxscope.run.donor_table import tell_donor_score
 from fluxscope.run.ledger import Ledger
 from fluxscope.run.manifest import Manifest
+from fluxscope.run.matrices import load_s
 from fluxscope.run.site_map_records import Share
 from fluxscope.run.steering import SteeringSetup, load_distance, scope_of, selected, settings_of_run
 from fluxscope.run.steering_records import Candidates, Demo, DemoConfig, DemoId, DemoIds, FeatureDemos, Try
@@ -107,7 +108,7 @@ def candidates_of(context: Context, ledger: Ledger[FeatureDemos]) -> dict[int, C
     """The candidates of each feature that is still to do; a feature without any is noted as failed."""
     config, files = context.config, context.files
     image_ids = [row.image_id for row in Manifest.read(files.manifest, files.root).rows]
-    s = load_npy(files.s_matrix, mmap=True)
+    s = load_s(files, len(image_ids))
     chosen = {}
     for feature in tuple(ledger.missing):
         try:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int64
 
-from fluxscope.errors import MissingInputError, RunDirError
-from fluxscope.files import load_npy, save_npz
+from fluxscope.errors import MissingInputError
+from fluxscope.files import save_npz
 from fluxscope.measures.clip import embed_images, peak_box, tile_of_tokens
 from fluxscope.measures.halves import LEAST, part_prompts
 from fluxscope.measures.held_out import Views, pictures_to_see, views_of
@@ -31,6 +31,7 @@ from fluxscope.measures.top_images import RankedImages, both_ranked, rank_images
 from fluxscope.run.context import Context, clip_of
 from fluxscope.run.donor_table import tell_donor_score
 from fluxscope.run.manifest import Manifest
+from fluxscope.run.matrices import load_embeddings, load_s, load_tiles
 from fluxscope.run.records import SelectedFeature, Selection
 from fluxscope.settings.config import Config
 from fluxscope.steps.step import Step
@@ -62,14 +63,7 @@ def run(context: Context) -> str:
     config, files = context.config, context.files
     manifest = Manifest.read(files.manifest, files.root)
     rows = manifest.rows
-    embeddings = load_npy(files.clip_embeddings)
-    s = load_npy(files.s_matrix, mmap=True)
-    if not len(rows) == len(embeddings) == len(s):
-        raise RunDirError(
-            f"{len(rows)} pictures, {len(embeddings)} embeddings and {len(s)} rows of S do not fit",
-            "Run steps 1 and 3 again.",
-            redo="collect, clip-embed",
-        )
+    s, embeddings = load_s(files, len(rows)), load_embeddings(files, len(rows))
     views = views_of_run(context, s, embeddings, manifest)
     sides = score_sides(config, s, embeddings, manifest.prompt_of, views)
     rank_by = config.rank_by
@@ -103,11 +97,7 @@ def views_of_run(context: Context, s: np.ndarray, embeddings: np.ndarray, manife
     pictures = pictures_to_see(prompt_idx)
     if not (files.clip_tiles.is_file() and files.codes.is_dir()):
         return views_of(pictures, prompt_idx, csr_array(s[pictures.reshape(-1)]), embeddings[:, None])
-    tiles = load_npy(files.clip_tiles, mmap=True)
-    if tiles.ndim != 3 or len(tiles) != len(s):
-        raise RunDirError(
-            f"{files.clip_tiles} is not of these {len(s)} pictures", "Run step 3 again.", redo="clip-embed"
-        )
+    tiles = load_tiles(files, len(s))
     store = CodeStore(files.codes, files.site, config.target_step_index)
     place = torch.from_numpy(tile_of_tokens(config.image_token_grid, round(tiles.shape[1] ** 0.5)))
     strength = csr_array(
