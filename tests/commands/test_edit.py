@@ -9,6 +9,7 @@ from PIL import Image
 from typer.main import get_command
 
 from fluxscope.commands.main import build_app
+from fluxscope.models.methods import learned
 
 RED, BLUE = "a large red circle on a white background", "a large blue circle on a white background"
 FEW = ["--num-inference-steps", "4", "--seed", "3"]
@@ -92,7 +93,24 @@ def test_a_feature_says_where(command_line, tmp_path):
     assert moves["features"][0]["natural"] > 0
 
 
+def test_amounts_are_learned_and_replayed(command_line, tmp_path, monkeypatch):
+    """A fit of few iterations; the region is found, the largest amount told."""
+    monkeypatch.setattr(learned, "USUAL", learned.Fitting((3, 3), batch=2))
+    once, again = tmp_path / "once", tmp_path / "again"
+    typed(command_line, once, "edit", "--prompt", RED, "--to", BLUE, "--method", "learned", "--k", "2")
+    recipe = json.loads(made(once, ".recipe.json").read_text())
+    assert (recipe["method"], recipe["found_by"], recipe["keep_norm"]) == ("push", "learned", True)
+    moves = [(each["site"], move) for each in recipe["sites"] for move in each["features"]]
+    assert 1 <= len({(site, move["feature"]) for site, move in moves}) <= 2
+    assert recipe["made_with"]["largest_amount"] == max(abs(move["amount"]) for _, move in moves)
+    assert "#" in "".join(recipe["region"]["rows"]) and "." in "".join(recipe["region"]["rows"])
+    typed(command_line, again, "steer", "--recipe", str(made(once, ".recipe.json")))
+    assert np.abs(pixels(made(once, "_edited.png")) - pixels(made(again, "_edited.png"))).max() <= 1
+
+
 HOSTILE = [
+    (["--method", "learned", "--where", "feature:5"], "learned has no use for --where"),
+    (["--method", "learned", "--noise", "0.2-0.1"], "no step lies between"),
     (["--to", RED], "equal to the source"),
     (["--to", f" {RED}"], "equal to the source"),
     (["--to", ""], "a prompt is empty"),

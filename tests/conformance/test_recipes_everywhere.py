@@ -1,5 +1,7 @@
 """Recipes of every method on a tiny model of every pipeline class: what does nothing changes no bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,11 +9,13 @@ from fluxscope.models.attribution import attribution, call_of, velocity
 from fluxscope.models.editing import sample_edited
 from fluxscope.models.edits import Change, Edit, Scope
 from fluxscope.models.families import FAMILIES
+from fluxscope.models.methods.learned import Fitting
 from fluxscope.models.model import open_model
 from fluxscope.models.sites import parse_site
 from fluxscope.models.spec import PictureSpec
+from fluxscope.run.recipe_making import Maker, Wish
 from fluxscope.run.recipe_records import FeatureMove, Recipe, Region, SiteMoves
-from fluxscope.run.recipes import method_of
+from fluxscope.run.recipes import method_of, read_recipe
 from fluxscope.sae import TopKSparseAutoencoder
 from tests.tiny_models import save_tiny
 
@@ -87,6 +91,25 @@ def test_recipes_that_do_something_change_the_picture(tiny, prompts):
     latents = latents_of(tiny, prompts, *recipes)
     for row in latents[1:]:
         assert not torch.allclose(row, latents[0], atol=1e-4)
+
+
+def test_learned_amounts_are_replayed_bit_by_bit(tiny, prompts, tmp_path, one_thread):
+    """With guidance the pass with the prompt is fitted. The same features scaled by 1 change nothing."""
+    torch.manual_seed(0)
+    sae = TopKSparseAutoencoder(tiny.spec.width, 64, 4).eval().requires_grad_(False)
+    maker = Maker(tiny, prompts, SPEC, lambda site: (sae, site), fitting=Fitting((4, 4), batch=2))
+    made = maker.learned(Wish(SOURCE, TARGET, 1), ("double.1.attn", "double.0.ff"), 3)
+    assert 1 <= len({(moves.site, move.feature) for moves in made.sites for move in moves.features}) <= 3
+    assert made.made_with["largest_amount"] > 0
+    made.write(tmp_path / "a.recipe.json")
+    again = read_recipe(tmp_path / "a.recipe.json")
+    resting = [
+        replace(moves, features=[replace(move, amount=1, kind="scale") for move in moves.features])
+        for moves in made.sites
+    ]
+    latents = latents_of(tiny, prompts, made, again, replace(made, sites=resting))
+    assert torch.equal(latents[1], latents[2]) and torch.equal(latents[0], latents[3])
+    assert not torch.allclose(latents[0], latents[1], atol=1e-4)
 
 
 def test_a_mask_of_the_whole_picture_is_the_other_prompt_s_picture_guided_or_not(tiny, prompts):

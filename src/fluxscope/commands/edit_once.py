@@ -40,7 +40,7 @@ class EditRequest:
     """What is asked for on the command line.
 
     Attributes:
-        method: transport, shift or detector.
+        method: transport, shift, learned or detector.
         features: where the change shall be: features of the site that the run is about.
         region: or x0,y0,x1,y1 in pixels.
         k: how many features may be moved; None for all.
@@ -112,7 +112,11 @@ def _shift(maker: Maker, wish: Wish, request: EditRequest, config: Config) -> Re
     return maker.shift(wish, maker.shelf.sites, request.k, request.dose)
 
 
-MAKERS = {"transport": _transport, "shift": _shift, "detector": _detector}
+def _learned(maker: Maker, wish: Wish, request: EditRequest, config: Config) -> Recipe:
+    return maker.learned(wish, maker.shelf.sites, request.k, request.dose)
+
+
+MAKERS = {"transport": _transport, "shift": _shift, "learned": _learned, "detector": _detector}
 
 
 def replay(config: Config, recipes: Sequence[Path], prompt: str, seed: int, report: Reporter) -> Path:

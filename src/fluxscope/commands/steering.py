@@ -61,9 +61,9 @@ Method = Annotated[
     str,
     typer.Option(
         "--method",
-        help="transport (codes of a run of the other prompt), shift (mean codes of both prompts), detector "
-        "(the other prompt's velocity, where features fire or in a region). [default: detector where it is "
-        "said where, else transport]",
+        help="transport (codes of a run of the other prompt), shift (mean codes of both prompts), learned "
+        "(amounts fitted for this picture, in a minute or two), detector (the other prompt's velocity, where "
+        "features fire or in a region). [default: detector where it is said where, else transport]",
     ),
 ]
 Most = Annotated[str, typer.Option("--k", help="Features that may be moved, over all sites; or all.")]

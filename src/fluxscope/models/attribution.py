@@ -71,16 +71,37 @@ def call_of(
     Args:
         hooks: what acts on the way there; it must act in no later step.
     """
-    listener = _Listener(step)
-    model.sample(prompts, seeds, *hooks, listener, spec=spec, stop_after=step)
-    assert listener.call is not None
-    return listener.call
+    return calls_of(model, prompts, seeds, [step], *hooks, spec=spec)[step]
+
+
+def calls_of(
+    model: Model,
+    prompts: Sequence[str] | Sequence[Embedding],
+    seeds: Sequence[int],
+    steps: Sequence[int],
+    *hooks: Hook,
+    spec: PictureSpec | None = None,
+) -> dict[int, Call]:
+    """The same for several steps of one run."""
+    listener = _Listener(steps)
+    model.sample(prompts, seeds, *hooks, listener, spec=spec, stop_after=max(steps))
+    return listener.calls
 
 
 def velocity(model: Model, call: Call, *hooks: Hook) -> Float[Tensor, "b t c"]:
     """What the transformer gives for a call, while hooks act in its step."""
     with torch.inference_mode(False), torch.no_grad():
-        return _run(model, call, hooks)
+        return forward(model, call, *hooks)
+
+
+def forward(model: Model, call: Call, *hooks: Hook) -> Float[Tensor, "b t c"]:
+    """The same where gradients are asked for, if they are."""
+    transformer = model.transformer
+    with ExitStack() as attached:
+        for hook in hooks:
+            attached.enter_context(hook.attached(transformer, Clock(call.step, call.text_tokens)))
+        output = transformer(*call.arguments, **call.keywords)
+    return VELOCITY.get(output, call.text_tokens)
 
 
 def gradients(
@@ -92,7 +113,7 @@ def gradients(
     """
     leaves = _Leaves(sites, call.step)
     with torch.inference_mode(False), torch.enable_grad():
-        value = number(_run(model, call, (leaves, *hooks)))
+        value = number(forward(model, call, leaves, *hooks))
         found = torch.autograd.grad(value, [leaves.added[site.name] for site in sites])
     by_site = {site.name: gradient for site, gradient in zip(sites, found, strict=True)}
     return float(value.detach()), leaves.passed, by_site
@@ -144,15 +165,6 @@ def _summed(
     return sums.view(shape[0], codes.n_features)
 
 
-def _run(model: Model, call: Call, hooks: Sequence[Hook]) -> Tensor:
-    transformer = model.transformer
-    with ExitStack() as attached:
-        for hook in hooks:
-            attached.enter_context(hook.attached(transformer, Clock(call.step, call.text_tokens)))
-        output = transformer(*call.arguments, **call.keywords)
-    return VELOCITY.get(output, call.text_tokens)
-
-
 @final
 class _Leaves(Hook):
     """Adds nothing to what passes, so that the gradient with respect to it can be asked for.
@@ -174,11 +186,11 @@ class _Leaves(Hook):
 
 @final
 class _Listener(Hook):
-    """Keeps what the transformer is given in a step."""
+    """Keeps what the transformer is given in steps."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__([], [step])
-        self.call: Call | None = None
+    def __init__(self, steps: Sequence[int]) -> None:
+        super().__init__([], steps)
+        self.calls: dict[int, Call] = {}
 
     def act(self, site: Site, step: int, x: Float[Tensor, "b t d"]) -> None:
         raise AssertionError("it listens at no site")
@@ -186,11 +198,12 @@ class _Listener(Hook):
     @contextmanager
     def attached(self, transformer: nn.Module, clock: Clock) -> Iterator[None]:
         def hear(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            step = clock.step
             if (
-                clock.step in self.steps and self.call is None
+                step in self.steps and step not in self.calls
             ):  # with true guidance, the prompt's pass is first
                 kept = {name: _kept(value) for name, value in keywords.items()}
-                self.call = Call(tuple(map(_kept, arguments)), kept, clock.step, clock.text_tokens)
+                self.calls[step] = Call(tuple(map(_kept, arguments)), kept, step, clock.text_tokens)
 
         handle = transformer.register_forward_pre_hook(hear, with_kwargs=True)
         try:

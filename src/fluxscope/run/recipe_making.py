@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 
 from fluxscope.errors import ConfigError
 from fluxscope.run.recipe_records import VERSION, FeatureMove, Recipe, Region, SiteMoves
+from fluxscope.run.recipes import region_of, region_record
 
 if TYPE_CHECKING:
     from fluxscope.models.cells import Window
+    from fluxscope.models.methods.learned import Fitting
+    from fluxscope.models.methods.push import SiteEdit
     from fluxscope.models.model import Model
     from fluxscope.models.spec import Embedding, PictureSpec
     from fluxscope.run.sae_shelf import SaeShelf
@@ -56,6 +59,7 @@ class Maker:
     Attributes:
         shelf: the SAEs.
         live: the features that were active in the runs, by site: what controls are drawn from.
+        fitting: how amounts are learned; None for the usual.
     """
 
     model: Model
@@ -63,6 +67,7 @@ class Maker:
     spec: PictureSpec
     shelf: SaeShelf
     live: dict[str, list[int]] = field(default_factory=dict)
+    fitting: Fitting | None = None
 
     def transport(self, wish: Wish, sites: Sequence[str], k: int | None, share: float = 1.0) -> Recipe:
         """Carry over the k features that differ most; None for all."""
@@ -96,19 +101,41 @@ class Maker:
         seeds = range(wish.seed + 1, wish.seed + 1 + SEEDS)
         found = shift(self.model, own, wished, seeds, self.spec, saes, window)
         self.live = found.live
-        moves = [
-            SiteMoves(
-                site=edit.site.name,
-                sae_sha256=self.shelf(edit.site.name)[1],
-                window=[edit.window.high, edit.window.low],
-                features=[
-                    FeatureMove(feature=push.feature, amount=dose * push.amount, natural=push.natural)
-                    for push in edit.pushes
-                ],
-            )
-            for edit in found.edits(k)
-        ]
+        moves = [self._pushes(edit, dose) for edit in found.edits(k)]
         return replace(self._recipe(wish, window, 1.0), method="push", found_by="shift", sites=moves)
+
+    def learned(self, wish: Wish, sites: Sequence[str], k: int | None, dose: float = 1.0) -> Recipe:
+        """Push k features by amounts that are fitted for this picture; None for all."""
+        from fluxscope.models.cells import WHOLE
+        from fluxscope.models.methods.learned import learn
+
+        saes = {site: self.shelf(site)[0] for site in sites}
+        window = wish.window or WHOLE
+        own, wished = self.prompts[wish.source], self.prompts[wish.target]
+        region = region_of(wish.region, self.spec)
+        found = learn(self.model, own, wished, wish.seed, self.spec, saes, window, k, region, self.fitting)
+        self.live = found.live
+        recipe = self._recipe(wish, window, 1.0)
+        return replace(
+            recipe,
+            method="push",
+            found_by="learned",
+            sites=[self._pushes(edit, dose) for edit in found.edits],
+            region=region_record(found.region, self.spec.grid),
+            keep_norm=True,
+            made_with={"largest_amount": found.largest, "loss_left": found.left},
+        )
+
+    def _pushes(self, edit: SiteEdit, dose: float) -> SiteMoves:
+        return SiteMoves(
+            site=edit.site.name,
+            sae_sha256=self.shelf(edit.site.name)[1],
+            window=[edit.window.high, edit.window.low],
+            features=[
+                FeatureMove(feature=push.feature, amount=dose * push.amount, natural=push.natural)
+                for push in edit.pushes
+            ],
+        )
 
     def detector(self, wish: Wish, site: str, features: Sequence[int], weight: float = 1.0) -> Recipe:
         """Mix in the target's velocity where features fire, or in the wish's region where none is named."""

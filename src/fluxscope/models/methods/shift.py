@@ -117,7 +117,7 @@ class Shift:
         """Amounts for the k features that move most over all sites; None for all that move."""
         chosen = _chosen(self.saes, self.sums, k)
         return tuple(
-            SiteEdit(parse_site(name), pushes, _both(WINDOWS[n], self.within))
+            SiteEdit(parse_site(name), pushes, both(WINDOWS[n], self.within))
             for (name, n), each in self.sums.items()
             if (pushes := _pushes(each, chosen.get(name, [])))
         )
@@ -148,7 +148,7 @@ def shift(
     return Shift(saes, sums, within)
 
 
-def _both(one: Window, other: Window) -> Window:
+def both(one: Window, other: Window) -> Window:
     """The noise levels that lie in both."""
     return Window(min(one.high, other.high), max(one.low, other.low))
 
