@@ -92,7 +92,11 @@ def scope_of(config: Config, site: str, kind: str = "add", region: torch.Tensor 
 
 
 def settings_of_run(context: Context) -> dict[str, Any]:
-    """What steered pictures depend on, beside the features, prompts and seeds themselves."""
+    """What steered pictures depend on, beside the features, prompts and seeds themselves.
+
+    Of run_log.json the hash and identity alone are asked for, which say what the pictures and codes came of:
+    those are what a step declares that it reads.
+    """
     config, log = context.config, RunLog.read(context.files.run_log)
     names = (
         *("model_id", "dtype", "height", "width", "num_inference_steps", "guidance_scale"),

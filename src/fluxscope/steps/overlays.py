@@ -46,6 +46,7 @@ def run(context: Context) -> str:
     for feature, row in wanted:
         tokenmap = store.image(manifest.place[row.image_id]).column(feature).numpy()
         items.append(draw_one(context, feature, row, tokenmap))
+    # Not among what the step reads: it is asked for labels alone, and holds times that come to nothing here.
     log = RunLog.read(files.run_log) if files.run_log.is_file() else RunLog()
     assert config.height is not None and config.width is not None
     OverlaySummary(
