@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import comb
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fluxscope.files import write_text
+from fluxscope.measures.certainty import holm
 from fluxscope.measures.donor_scores import rate
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "studies" / "steering.md"
@@ -15,19 +19,27 @@ BEGIN, END = "<!-- made by benchmarks/steering_study.py -->", "<!-- end -->"
 ATTRIBUTES = ("color", "shape", "size", "background")
 TITLES = {
     "single": "One attribute of a single object",
-    "held-out": "The same, where a pair of shape and colour comes about that the model never saw",
+    "text": "One attribute of a single object, in the text stream",
+    "learned": "One attribute of a single object, by amounts that are fitted",
+    "held-out": "In the text stream, where a pair of shape and colour comes about that the model never saw",
     "two": "One of two objects",
     "equal": "The left one of two equal objects",
 }
+CONTROLS = (", control", ", elsewhere")
 Records = Sequence[Mapping[str, Any]]
 
 
 def write_page(results: Mapping[str, Records], level: float) -> None:
-    """Replace what stands between the page's marks by tables of these results."""
-    text = "\n\n".join(section(TITLES[part], results[part]) for part in TITLES if results.get(part))
-    text = f"Masks begin at a height of {level:g} of the features' map.\n\n{text}"
+    """Put these results' tables between the page's marks; parts without results keep the tables they have."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
+    old, _, after = rest.partition(END)
+    kept = {part.partition("\n")[0]: part.rstrip() for part in old.split("### ")[1:]}
+    tables = [
+        section(title, results[part]) if results.get(part) else f"### {kept[title]}"
+        for part, title in TITLES.items()
+        if results.get(part) or title in kept
+    ]
+    text = "\n\n".join([f"Masks begin at a height of {level:g} of the features' map.", *tables])
     write_text(PAGE, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
     print(PAGE)
 
@@ -45,7 +57,29 @@ def section(title: str, records: Records) -> str:
     rows = [row(cell, [r for r in records if r["cell"] == cell], kinds) for cell in cells]
     lines = [f"### {title}", f"{n} scenes.", "\n".join([head, *rows])]
     doses = [words for name in bases(cells) if (words := in_doses(name, records))]
-    return "\n\n".join([*lines, *doses])
+    return "\n\n".join([*lines, *doses, *against_controls(records, cells)])
+
+
+def against_controls(records: Records, cells: Sequence[str]) -> list[str]:
+    """Clean changes of every edit against those of its control, scene by scene."""
+    pairs = [(cell, f"{cell}{end}") for cell in cells for end in CONTROLS if f"{cell}{end}" in cells]
+    if not pairs:
+        return []
+    clean = {(r["cell"], r["seed"]): is_clean(r) for r in records}
+    seeds = {r["seed"] for r in records}
+    chances = holm(np.array([sign_test([(clean[a, s], clean[b, s]) for s in seeds]) for a, b in pairs]))
+    words = [f"*{edit}* {p:.2g}" for (edit, _), p in zip(pairs, chances, strict=True)]
+    return [
+        "Chance of such a difference from the control, were both as often clean (sign test over scenes, "
+        f"two-sided, corrected by Holm over this part's {len(pairs)}): {', '.join(words)}."
+    ]
+
+
+def sign_test(pairs: Sequence[tuple[bool, bool]]) -> float:
+    """Of pairs that differ, the chance of a split as uneven, were both sides as likely (McNemar, exact)."""
+    one, other = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    n = one + other
+    return min(1.0, 2 * sum(comb(n, i) for i in range(min(one, other) + 1)) / 2**n)
 
 
 def row(cell: str, records: Records, kinds: Sequence[str]) -> str:

@@ -2,9 +2,10 @@
 
 Methods x attributes x doses, judged by the oracle that reads pictures back, and written to
 docs/studies/steering.md between its marks. Parts: `choose` picks the level of masks on scenes of its own;
-`single` changes an attribute of one object, `held-out` the same where a pair of shape and colour comes about
-that the model never saw; `two` changes one of two objects; `equal` the left one of two equal ones, which no
-prompt can ask for. Results are kept scene by scene: a study that was stopped goes on where it was.
+`single` changes an attribute of one object; `text` and `learned` edit the same scenes in the text stream, and
+by amounts that are fitted; `held-out` is `text` where a pair of shape and colour comes about that the model
+never saw; `two` changes one of two objects; `equal` the left one of two equal ones, which no prompt can ask
+for. Results are kept scene by scene: a study that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from fluxscope.models.editing import Edits, edited
 from fluxscope.models.methods.choice import Differences, differences
 from fluxscope.models.methods.control import control_of
 from fluxscope.models.methods.detector import DECIDED, Blended, Seen
+from fluxscope.models.methods.learned import learn
 from fluxscope.models.methods.push import Pushed
 from fluxscope.models.methods.shift import shift
 from fluxscope.models.methods.transport import Carried, Transported
@@ -36,7 +38,8 @@ from fluxscope.sae import LinearSae
 from fluxscope.sae.formats import load
 from fluxscope.shapes import oracle
 from fluxscope.shapes.oracle import Reading
-from fluxscope.shapes.shipped import FLUX_SHAPES, OWN_SITE, STEERING_SAES
+from fluxscope.shapes.shipped import FLUX_SHAPES, OWN_SITE, STEERING_SAES, TEXT_SAES, TEXT_SITE
+from steering_baselines import components, from_prompts
 from steering_report import write_page
 from steering_scenes import (
     Detector,
@@ -74,6 +77,10 @@ class Study:
     @cached_property
     def saes(self) -> dict[str, LinearSae]:
         return {site: load(path)[0] for site, path in STEERING_SAES.items()}
+
+    @cached_property
+    def text_sae(self) -> LinearSae:
+        return load(TEXT_SAES[TEXT_SITE])[0]
 
     @cached_property
     def detectors(self) -> dict[str, Detector]:
@@ -125,12 +132,13 @@ class Study:
         self.true = tokens_of(object_of(scene, seen[0]).mask)
         if scene.attribute != "background":
             self.true |= tokens_of(object_of(scene, seen[1], wished=True).mask)
+        self.about: dict[str, Any] = {}
         wanted = cells(scene, seen[0])
         made = self.pictures(scene, wanted)
         records = []
         for (name, _), picture in zip(wanted, made[1:], strict=True):
             found = outcome(scene, seen[0], oracle.read(picture))
-            about = {"seed": scene.seed, "attribute": scene.attribute, "cell": name}
+            about = {"seed": scene.seed, "attribute": scene.attribute, "cell": name, **self.about}
             records.append({**about, "became": bool(found.became), "changed": list(found.changed)})
         return records
 
@@ -168,7 +176,44 @@ class Study:
         cells += [
             (f"transport {k}, control", [control_of(carried(far, k), live, scene.seed)]) for k in (16, 64)
         ]
+        dense = components(self.model, own, donor, scene.target, scene.seed, list(self.saes), 16)
+        cells += [("PCA 16", [dense])]
         return cells + self.shifted(scene, before)
+
+    def text(self, scene: Scene, before: Reading) -> Cells:
+        """Carried over in the text stream; and its control."""
+        sae, site = self.text_sae, parse_site(TEXT_SITE)
+        own, donor = self.prompts[scene.source], self.prompts[scene.target]
+        far = differences(self.model, own, donor, scene.seed, self.spec, {TEXT_SITE: sae})
+        live = {TEXT_SITE: far.live[TEXT_SITE].nonzero().flatten().tolist()}
+
+        def carried(k: int) -> Transported:
+            return Transported(scene.target, (Carried(site, sae, far.top(k)[TEXT_SITE]),))
+
+        few = carried(16)
+        cells: Cells = [
+            ("target prompt", self.told(scene)),
+            ("text: copy", [Transported(scene.target, (Carried(site),))]),
+            ("text: all features", [Transported(scene.target, (Carried(site, sae),))]),
+        ]
+        cells += [(f"text: transport {k}", [carried(k)]) for k in (1, *KS)]
+        cells += [(f"text: transport 16 x {dose:g}", [few.dosed(dose)]) for dose in DOSES]
+        dense = components(self.model, own, donor, scene.target, scene.seed, [TEXT_SITE], 16)
+        return [
+            *cells,
+            ("text: transport 16, control", [control_of(few, live, scene.seed)]),
+            ("text: PCA 16", [dense]),
+        ]
+
+    def learned(self, scene: Scene, before: Reading) -> Cells:
+        """Amounts fitted for the picture, over the attention outputs."""
+        own, wished = self.prompts[scene.source], self.prompts[scene.target]
+        found = learn(self.model, own, wished, scene.seed, self.spec, self.saes, WHOLE)
+        method = Pushed(self.saes, found.edits, region=found.region, keep_norm=True)
+        self.about = {"largest": round(found.largest, 2), "left": round(found.left, 3)}
+        cells: Cells = [("learned 16", [method])]
+        cells += [(f"learned 16 x {dose:g}", [method.dosed(dose)]) for dose in DOSES]
+        return [*cells, ("learned 16, control", [control_of(method, found.live, scene.seed)])]
 
     def shifted(self, scene: Scene, before: Reading) -> Cells:
         """Mean differences, on the object or around it; their control."""
@@ -180,12 +225,16 @@ class Study:
         few, more, every = (
             Pushed(self.saes, found.edits(k), region=region, keep_norm=True) for k in (16, 64, None)
         )
+        means, affine = from_prompts(self.model, own, wished, seeds, list(self.saes), region)
         return [
             ("shift 16", [few]),
             ("shift 64", [more]),
             ("shift all", [every]),
             ("shift 64, all tokens", [replace(more, region=None)]),
             ("shift 64, control", [control_of(more, found.live, scene.seed)]),
+            ("dense mean difference", [means]),
+            ("affine", [affine]),
+            ("affine, all tokens", [affine.all_tokens()]),
         ]
 
     def by_gradient(self, scene: Scene) -> Differences:
@@ -266,6 +315,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("study_output"))
     parser.add_argument("--only", help="these parts alone, with commas; page writes the page")
     parser.add_argument("--single", type=int, default=40, help="scenes of one object")
+    parser.add_argument("--learned", type=int, default=40, help="of these, those with fitted amounts")
     parser.add_argument("--others", type=int, default=40, help="scenes of every other part; fewer choose")
     given = parser.parse_args()
     study = Study(given.out)
@@ -275,7 +325,9 @@ def main() -> None:
         "two": lambda: study.run("two", double_scenes(12), n, study.two),
         "equal": lambda: study.run("equal", equal_scenes(13), n, study.equal),
         "single": lambda: study.run("single", single_scenes(14), given.single, study.single),
-        "held-out": lambda: study.run("held-out", single_scenes(15, held_out=True), n // 2, study.single),
+        "text": lambda: study.run("text", single_scenes(14), given.single, study.text),
+        "learned": lambda: study.run("learned", single_scenes(14), given.learned, study.learned),
+        "held-out": lambda: study.run("held-out", single_scenes(15, held_out=True), n // 2, study.text),
         "page": lambda: write_page(
             {name: study.results(name) for name in parts if name != "page"}, study.level
         ),

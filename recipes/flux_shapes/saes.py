@@ -40,7 +40,7 @@ from fluxscope.sae.relu import ReLU
 from fluxscope.sae.topk import TopK
 from fluxscope.sae.train import TrainConfig
 from fluxscope.settings.config import Config
-from fluxscope.shapes.shipped import FLUX_SHAPES, OWN_SITE, STEERING_SITES, WEIGHTS
+from fluxscope.shapes.shipped import FLUX_SHAPES, OWN_SITE, STEERING_SITES, TEXT_SITE, WEIGHTS
 from fluxscope.shapes.world import caption, sample_scene, training_captions
 
 SEED = 1_000_000
@@ -86,6 +86,7 @@ _ATTENTION = Material((OWN_SITE,), (9, 11, TARGET, 15, 17, 19), 2400, 20)
 _TOPK = TrainConfig(TopK(k=16), hidden_dim=1536, steps=6000, lr=4e-3, dead_after_tokens=20_000)
 _OWN = TrainConfig(BatchTopK(k=16), hidden_dim=256, steps=1500, lr=4e-3, whitening="soft_pca")
 _STEERING = Material(STEERING_SITES, (1, 4, 7, 10, TARGET, 16), 640, 20)
+_TEXT = Material((TEXT_SITE,), (1, 4, 7, 10, TARGET, 16), 640, 20)
 _SMALL = replace(_OWN, hidden_dim=512, steps=2000)
 """For steering at all depths: trained on noise levels from 0.95 to 0.2, since edits act in most steps."""
 _SPARSITIES = (16, 16, 24, 16, 16, 24)
@@ -111,6 +112,7 @@ BUNDLED = (
         _ATTENTION,
     ),
     *(Bundled(f"sae_{site}", site, (_SMALL,), _STEERING) for site in STEERING_SITES),
+    Bundled(f"sae_{TEXT_SITE}", TEXT_SITE, (_SMALL,), _TEXT),
 )
 
 

@@ -108,7 +108,29 @@ def test_amounts_are_learned_and_replayed(command_line, tmp_path, monkeypatch):
     assert np.abs(pixels(made(once, "_edited.png")) - pixels(made(again, "_edited.png"))).max() <= 1
 
 
+def test_features_of_the_text_stream_make_it_the_other_prompt_s_picture(command_line, tmp_path):
+    """With 16 features the picture goes most of the way to that of the other prompt; the control does not."""
+    typed(command_line, tmp_path, "edit", "--prompt", RED, "--to", BLUE, "--at", "double.0.context")
+    recipe = json.loads(made(tmp_path, ".recipe.json").read_text())
+    (moves,) = recipe["sites"]
+    assert moves["site"] == "double.0.context" and len(moves["features"]) == 16
+    other = tmp_path / "other"
+    typed(command_line, other, "edit", "--prompt", BLUE, "--to", RED, "--at", "double.0.context")
+    baseline, edited, control = (
+        pixels(made(tmp_path / "steering", f"_{which}.png")) for which in ("baseline", "edited", "control")
+    )
+    goal = pixels(made(other, "_baseline.png"))
+    far = np.abs(goal - baseline).mean()
+    assert np.abs(edited - goal).mean() < 0.5 * far < np.abs(control - goal).mean()
+
+
 HOSTILE = [
+    (["--at", "double.0.context", "--region", "0,0,64,64", "--method", "transport"], "region of the picture"),
+    (["--at", "double.0.context", "--method", "shift"], "pass those of the text"),
+    (["--at", "double.0.context", "--method", "learned"], "pass those of the text"),
+    (["--at", "double.7.ff"], "no SAE is set for double.7.ff"),
+    (["--at", "attn"], "no SAE is set for attn"),
+    (["--at", "double.5.attn", "--where", "feature:3"], "detector has no use for --at"),
     (["--method", "learned", "--where", "feature:5"], "learned has no use for --where"),
     (["--method", "learned", "--noise", "0.2-0.1"], "no step lies between"),
     (["--to", RED], "equal to the source"),

@@ -46,6 +46,7 @@ class EditRequest:
         k: how many features may be moved; None for all.
         dose: how much of the edit; 1 is natural.
         window: the noise levels between which to act; None for the method's own.
+        sites: whose features are moved; none for the usual ones.
     """
 
     prompt: str
@@ -57,6 +58,7 @@ class EditRequest:
     k: int | None = 16
     dose: float = 1.0
     window: Window | None = None
+    sites: tuple[str, ...] = ()
 
 
 def edit_once(config: Config, request: EditRequest, report: Reporter) -> Path:
@@ -97,7 +99,7 @@ CONTROL_WORDS = {
 
 
 def _transport(maker: Maker, wish: Wish, request: EditRequest, config: Config) -> Recipe:
-    return maker.transport(wish, maker.shelf.sites, request.k, request.dose)
+    return maker.transport(wish, request.sites or maker.shelf.sites, request.k, request.dose)
 
 
 def _detector(maker: Maker, wish: Wish, request: EditRequest, config: Config) -> Recipe:
@@ -109,11 +111,11 @@ def _detector(maker: Maker, wish: Wish, request: EditRequest, config: Config) ->
 
 
 def _shift(maker: Maker, wish: Wish, request: EditRequest, config: Config) -> Recipe:
-    return maker.shift(wish, maker.shelf.sites, request.k, request.dose)
+    return maker.shift(wish, request.sites or maker.shelf.sites, request.k, request.dose)
 
 
 def _learned(maker: Maker, wish: Wish, request: EditRequest, config: Config) -> Recipe:
-    return maker.learned(wish, maker.shelf.sites, request.k, request.dose)
+    return maker.learned(wish, request.sites or maker.shelf.sites, request.k, request.dose)
 
 
 MAKERS = {"transport": _transport, "shift": _shift, "learned": _learned, "detector": _detector}

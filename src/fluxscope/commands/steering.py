@@ -72,6 +72,14 @@ Noise = Annotated[
     str,
     typer.Option("--noise", help="Noise levels between which to act, such as 0.8-0. [default: the method's]"),
 ]
+At = Annotated[
+    str,
+    typer.Option(
+        "--at",
+        help="Sites whose features are moved, such as double.0.context or double.5.attn,double.8.attn. "
+        "[default: the attention outputs that have SAEs, else all sites that have]",
+    ),
+]
 Strengths = Annotated[str, typer.Option("--strengths", help="Strengths to try, such as 2,4,8,16.")]
 Ranges = Annotated[
     str,
@@ -133,13 +141,14 @@ def edit(
     k: Most = "16",
     dose: DoseOption = 1.0,
     noise: Noise = "",
+    at: At = "",
     seed: Seed = None,
     quiet: Quiet = False,
 ) -> None:
     """Change one picture as a prompt says, beside its baseline and control; writes a recipe to replay it."""
     from fluxscope.commands.edit_once import edit_once
 
-    request = edit_of(prompt, to, method, where, region, k, dose, noise, seed)
+    request = edit_of(prompt, to, method, where, region, k, dose, noise, at, seed)
     report = Reporter(quiet)
     with lock_run(config, report):
         edit_once(config, request, report)
@@ -213,6 +222,7 @@ def edit_of(
     k: str,
     dose: float,
     noise: str,
+    at: str,
     seed: int | None,
 ) -> EditRequest:
     """The options of `edit`, checked.
@@ -230,6 +240,8 @@ def edit_of(
     chosen = method or ("detector" if where or region else "transport")
     if where and chosen != "detector":
         raise ConfigError(f"{chosen} has no use for --where", "Give --region, or leave --method out.")
+    if at and chosen == "detector":
+        raise ConfigError("detector has no use for --at", "It reads the site that --active-site names.")
     if not prompt or not to:
         raise ConfigError("a prompt is empty", 'Give --prompt "..." and --to "...".')
     if dose == 0:
@@ -244,6 +256,7 @@ def edit_of(
         None if k == "all" else to_numbers("--k", k, int, low=1, high=MOST_FEATURES)[0],
         to_option("--dose", dose, float, low=-LARGEST_DOSE, high=LARGEST_DOSE),
         noise_of(noise) if noise else None,
+        tuple(dict.fromkeys(site.strip() for site in at.split(","))) if at else (),
     )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fluxscope.errors import ConfigError
 from fluxscope.settings.config import Config
-from fluxscope.shapes.shipped import FLUX_SHAPES, STEERING_SAES, resolve
+from fluxscope.shapes.shipped import FLUX_SHAPES, STEERING_SAES, TEXT_SAES, resolve
 
 if TYPE_CHECKING:
     from fluxscope.models.spec import ModelSpec
@@ -23,7 +23,8 @@ class SaeShelf:
 
     def __init__(self, config: Config, spec: ModelSpec, device: str) -> None:
         self._config, self._spec, self._device = config, spec, device
-        shipped = STEERING_SAES if resolve(config.model_id) == resolve(FLUX_SHAPES) else {}
+        ours = resolve(config.model_id) == resolve(FLUX_SHAPES)
+        shipped = {**STEERING_SAES, **TEXT_SAES} if ours else {}
         self.paths = {**{site: str(path) for site, path in shipped.items()}, **config.sae_paths}
         self._loaded: dict[str, tuple[LinearSae, str]] = {}
 

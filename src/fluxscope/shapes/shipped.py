@@ -43,8 +43,14 @@ STEERING_SITES = tuple(f"double.{block}.attn" for block in (1, 8, 11, 15, 18))
 """With the own site: the attention outputs that decide what flux-shapes draws. The network was grown from
 these six blocks."""
 
+TEXT_SITE = "double.0.context"
+"""The text as the later blocks read it: who edits here tells the model another prompt."""
+
 STEERING_SAES = {site: WEIGHTS / f"sae_{site}" / "sae_best.pt" for site in (OWN_SITE, *STEERING_SITES)}
 """The SAEs of these sites: small ones, for edits that act at all depths."""
+
+TEXT_SAES = {TEXT_SITE: WEIGHTS / f"sae_{TEXT_SITE}" / "sae_best.pt"}
+"""The SAE of the text stream, for edits in few features of what the model is told."""
 
 
 def resolve(name: str) -> str:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
+from fluxscope.errors import ConfigError
 from fluxscope.models.cells import Window
 from fluxscope.models.hooks import Hook
 from fluxscope.models.methods.push import Push, SiteEdit
@@ -135,9 +136,18 @@ def shift(
     """Run both prompts from every seed and compare their mean codes.
 
     Args:
-        saes: by the name of the site.
+        saes: by the name of the site; sites of the image stream.
         within: the noise levels outside of which nothing is moved.
+
+    Raises:
+        ConfigError: a site is of text tokens.
     """
+    for site in map(parse_site, saes):
+        if site.kind.stream != "image":
+            raise ConfigError(
+                f"means are taken over tokens of the picture; at {site.name} pass those of the text",
+                "Name sites of the image stream.",
+            )
     sigmas = model.family.sigmas(model.pipe.scheduler, spec)
     inside = within.steps_on(sigmas)
     steps = {s: n for n, window in enumerate(WINDOWS) for s in window.steps(sigmas) if s in inside}
