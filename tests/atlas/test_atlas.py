@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from fluxscope.atlas.build import MARK, build
-from fluxscope.atlas.features import correlations, enriched, prompt_words, strip_places
+from fluxscope.atlas.features import enriched, heat_texts, prompt_words, strip_places
+from fluxscope.atlas.neighbours import correlations, cosines, firing, nearest, quantised
 from fluxscope.atlas.shards import shown, write_shard
 from fluxscope.errors import RunDirError
 from fluxscope.files import load_npy, read_jsonl, write_text
@@ -41,10 +43,26 @@ def folder_of(page: Path) -> Path:
 
 
 def shard(page: Path, name: str):
-    text = (folder_of(page) / "data" / f"{name}.js").read_text("ascii")
-    found = re.fullmatch(r'fluxscopeShard\("([^"]+)",(.*)\);\n', text)
+    return shard_text(folder_of(page) / "data" / f"{name}.js", name)
+
+
+def shard_text(path: Path, name: str):
+    text = path.read_text("ascii")
+    found = re.fullmatch(r'fluxscopeShard\("([^"]+)","([A-Za-z0-9+/=]*)"\);\n', text)
     assert found and found[1] == name
-    return json.loads(found[2])
+    return json.loads(zlib.decompress(base64.b64decode(found[2])))
+
+
+def drawn(heat: str, n_tokens: int) -> np.ndarray:
+    """A heatmap's levels on all tokens, read a character at a time."""
+    found, token = np.zeros(n_tokens), 0
+    for letter in heat:
+        if "a" <= letter <= "p":
+            found[token] = ord(letter) - ord("a") + 1
+            token += 1
+        else:
+            token += ord(letter) - ord("(") + 1
+    return found
 
 
 def test_features_have_their_pictures_and_codes(finished, page):
@@ -64,14 +82,13 @@ def test_features_have_their_pictures_and_codes(finished, page):
             if column[place] > finished.eps_alive:
                 best.setdefault(rows[place]["prompt"], int(place))
         assert [place for place, *_ in record["top"]] == list(best.values())[:16]
-        for place, value, packed in record["top"]:
-            assert value == pytest.approx(column[place], rel=1e-3)
+        for place, value, heat in record["top"] + [each for _, part in record["strips"] for each in part]:
+            assert value == pytest.approx(column[place], rel=5e-3)
             if place not in dense:
                 dense[place] = store.image(place).to_dense().numpy()
             codes = dense[place][:, record["id"]]
-            drawn = np.frombuffer(base64.b64decode(packed), np.dtype([("token", "<u2"), ("share", "u1")]))
-            assert drawn["token"].tolist() == np.flatnonzero(codes).tolist()
-            np.testing.assert_allclose(drawn["share"] / 255, codes[codes > 0] / column.max(), atol=1 / 255)
+            expected = np.ceil(16 * codes / column.max())
+            np.testing.assert_allclose(drawn(heat, store.n_tokens), expected, atol=1e-9)
         assert sum(record["histogram"]) == len(store.column(record["id"])[0])
 
 
@@ -104,13 +121,15 @@ def test_a_token_leads_to_its_features(finished, page):
     files = RunDir.of(finished)
     store = CodeStore(files.codes, files.site, finished.target_step_index)
     ids = np.array(shard(page, "s0_table")["id"])
-    counts, features, _ = shard(page, "s0_p0")["pictures"][3]
-    counts = np.frombuffer(base64.b64decode(counts), np.uint8)
-    features = np.frombuffer(base64.b64decode(features), "<u2")
-    assert counts.sum() == len(features)
+    counts, features, levels = shard(page, "s0_p0")["pictures"][3]
+    assert sum(counts) == len(features) == len(levels)
     assert len(counts) == store.n_tokens
     dense = store.image(3).to_dense().numpy()[:, ids]
-    for token, part in enumerate(np.split(features, np.cumsum(counts)[:-1])):
+    largest = load_npy(files.s_matrix).max(0)[ids]
+    token = int(np.flatnonzero(counts)[0])
+    share = dense[token, features[0]] / largest[features[0]]
+    assert levels[0] == chr(ord("`") + int(np.ceil(16 * share)))
+    for token, part in enumerate(np.split(np.array(features), np.cumsum(counts)[:-1])):
         strongest = np.argsort(-dense[token], kind="stable")[: (dense[token] > 0).sum()]
         assert part.tolist() == strongest.tolist()[:16]
 
@@ -129,10 +148,37 @@ def test_neighbours_are_those_of_the_correlation(finished, page):
 
 
 def test_correlations_and_constant_columns():
-    x = np.random.default_rng(0).random((30, 3)).astype(np.float32)
-    constant = np.ones((30, 1), np.float32)
-    np.testing.assert_allclose(correlations(x, x), np.corrcoef(x.T), atol=1e-5)
-    assert (correlations(constant, x) == 0).all()
+    s = np.random.default_rng(0).random((600, 7)).astype(np.float32)
+    s[:, 2] = 1
+    ids = np.array([6, 2, 0])
+    fires = firing(s, ids, 0.5)
+    assert ((s[:, ids] > 0.5) == fires.numpy().T).all()
+    found = correlations(fires, fires).numpy()
+    np.testing.assert_allclose(found[::2, ::2], np.corrcoef(s[:, [6, 0]].T > 0.5), atol=1e-5)
+    assert (found[1] == 0).all() and (found[:, 1] == 0).all()
+
+
+def test_cosines_in_eight_bits_are_those_of_the_directions():
+    rows = np.random.default_rng(0).normal(size=(50, 128)).astype(np.float32)
+    rows[7] = rows[3] + 0.5 * rows[7]
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    coarse, scale = quantised(unit)
+    np.testing.assert_allclose(cosines(slice(2, 9), coarse, scale), unit[2:9] @ unit.T, atol=5e-3)
+    ids = np.arange(100, 150)
+    lists = nearest(cosines(slice(0, 50), coarse, scale), ids, ids)
+    assert lists[3][0][0] == 107
+    assert all(ids[row] not in [i for i, _ in each] for row, each in enumerate(lists))
+    assert [v for _, v in lists[3]] == sorted((v for _, v in lists[3]), reverse=True)
+
+
+@pytest.mark.parametrize(("rows", "n_tokens"), [([3], 4), ([0, 1, 63], 64), ([300, 352, 353, 405, 499], 200)])
+def test_a_heatmap_passes_over_what_is_silent(rows, n_tokens):
+    values = np.linspace(0.1, 1, len(rows), dtype=np.float32)
+    for place in range(3):
+        dense = np.zeros(3 * n_tokens)
+        dense[rows] = np.ceil(16 * values)
+        (heat,) = heat_texts(np.array(rows), values, [place], n_tokens, 1.0)
+        assert drawn(heat, n_tokens).tolist() == dense[place * n_tokens : (place + 1) * n_tokens].tolist()
 
 
 def test_words_are_compared_with_the_other_prompts():
@@ -198,6 +244,7 @@ def test_hostile_texts_become_harmless(finished, tmp_path):
 def test_a_shard_is_ascii_and_strict(tmp_path):
     write_shard(tmp_path, "a", {"text": "\u2028\U0001f600"})
     assert (tmp_path / "data/a.js").read_bytes().isascii()
+    assert shard_text(tmp_path / "data/a.js", "a") == {"text": "\u2028\U0001f600"}
     with pytest.raises(ValueError, match="JSON"):
         write_shard(tmp_path, "a", float("nan"))
 

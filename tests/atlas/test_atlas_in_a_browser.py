@@ -7,6 +7,7 @@ import json
 import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -198,6 +199,42 @@ def test_addresses_that_lead_nowhere_say_so(page, hash):
     page.wait_for_selector(".empty, .card")
     if hash != "#site=no":
         page.wait_for_selector(".empty")
+
+
+# The rule left out, and preload, would fetch the style sheet, which a page from a folder may not.
+RULES = """{
+  runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice'],
+  rules: {'css-orientation-lock': {enabled: false}}, preload: false,
+}"""
+
+
+@pytest.fixture(scope="session")
+def axe():
+    """The source of axe-core."""
+    package = pytest.importorskip("axe_playwright_python", reason="AXE-CORE IS NOT INSTALLED: not checked")
+    return (Path(package.__file__).parent / "axe.min.js").read_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("hash", "wait"), [("#", ".card"), ("#feature={}", ".wall"), ("#picture=1", ".look"), ("help", "#help")]
+)
+def test_nobody_is_shut_out(page, axe, scheme, hash, wait):
+    """axe-core finds nothing: names of controls, contrast, order of headings, roles."""
+    page.emulate_media(color_scheme=scheme)
+    first = page.locator(".card strong").first.inner_text()
+    if hash == "help":
+        page.keyboard.press("?")
+    else:
+        page.goto(page.url.split("#")[0] + hash.format(first))
+    page.wait_for_selector(wait)
+    page.evaluate(axe)
+    found = page.evaluate(
+        f"axe.run(document, {RULES}).then((r) => [r.violations, r.passes.map((p) => p.id)])"
+    )
+    said = [(each["id"], each["help"], [node["target"] for node in each["nodes"]][:3]) for each in found[0]]
+    assert said == []
+    assert {"color-contrast", "button-name"} <= set(found[1])
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(page):

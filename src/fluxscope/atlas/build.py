@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,8 @@ SCRIPTS = ("data.js", "pictures.js", "search.js", "feature.js", "main.js")
 """The page's one script, in parts."""
 OURS = re.compile(r"atlas-[0-9a-f]{16}")
 MARK = '<meta name="generator" content="fluxscope atlas">'
-PICTURE_SIZE = 192
-QUALITY = 82
+PICTURE_SIZE = 160
+QUALITY = 76
 
 
 def build(context: Context, target: Path, most: int = 0) -> str:
@@ -100,11 +102,11 @@ def write_all(context: Context, folder: Path, sites: list[SiteMaterial], most: i
     """Write pictures, shards, style and script."""
     first = sites[0]
     with context.report.progress("pictures", len(first.manifest.rows), "pictures") as advance:
-        for place, row in enumerate(first.manifest.rows):
-            picture = open_picture(first.manifest.picture(row))
-            picture.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
-            picture.save(folder / "pictures" / f"{place}.webp", format="WEBP", quality=QUALITY)
-            advance(1)
+        paths = [first.manifest.picture(row) for row in first.manifest.rows]
+        names = [folder / "pictures" / f"{place}.webp" for place in range(len(paths))]
+        with ThreadPoolExecutor(os.cpu_count()) as workers:
+            for _ in workers.map(thumbnail, paths, names):
+                advance(1)
     tables = []
     for number, site in enumerate(sites):
         others = [each for each in sites if each is not site and len(each.s) == len(site.s)]
@@ -132,3 +134,10 @@ def write_all(context: Context, folder: Path, sites: list[SiteMaterial], most: i
     script = "\n".join(page_part(each) for each in SCRIPTS)
     (folder / "atlas.js").write_text(f'(() => {{\n"use strict";\n{script}\n}})();\n', "utf-8")
     return tables
+
+
+def thumbnail(source: Path, target: Path) -> None:
+    """Write a picture small, as the page shows it."""
+    picture = open_picture(source)
+    picture.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
+    picture.save(target, format="WEBP", quality=QUALITY)

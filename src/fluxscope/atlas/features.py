@@ -11,8 +11,44 @@ STRIPS = (("90-99%", 90, 99), ("50-90%", 50, 90), ("0-50%", 0, 50))
 """Percentiles of a feature's active pictures, strongest first; what is above is shown as its top pictures."""
 PER_STRIP = 4
 BINS = 24
+LEVELS, MOST_PASSED = 16, 52
 MOST_WORDS = 2000
 WORD = re.compile(r"[^\W_][\w'-]*")
+
+
+def heat_texts(
+    rows: np.ndarray, values: np.ndarray, places: list[int], n_tokens: int, largest: float
+) -> list[str]:
+    """A feature's heatmaps on some pictures, a short text each.
+
+    A letter from a to p is a token's level, in sixteenths of the feature's largest code, rounded up; a
+    character from ( to [ passes over 1 to 52 silent tokens; tokens go row by row. Few characters that come
+    often are what deflate makes small.
+
+    Args:
+        rows, values: the feature's column of codes: picture x n_tokens + token, ascending, and its codes.
+        places: the pictures.
+    """
+    bounds = np.searchsorted(rows, [[place * n_tokens, (place + 1) * n_tokens] for place in places])
+    texts = []
+    for place, (begin, end) in zip(places, bounds.reshape(-1, 2).tolist(), strict=True):
+        tokens = rows[begin:end] - place * n_tokens
+        level = np.clip(np.ceil(LEVELS * values[begin:end] / max(largest, 1e-9)), 1, LEVELS).astype(np.uint8)
+        gap = np.diff(tokens, prepend=-1) - 1
+        passes = -(-gap // MOST_PASSED)
+        text = np.full(int(passes.sum()) + len(tokens), ord("(") + MOST_PASSED - 1, np.uint8)
+        at = np.cumsum(passes + 1) - 1  # of each level, after what is passed over
+        text[at] = ord("a") - 1 + level
+        some = passes > 0
+        text[at[some] - 1] = ord("(") - 1 + gap[some] - MOST_PASSED * (passes[some] - 1)
+        texts.append(text.tobytes().decode("ascii"))
+    return texts
+
+
+def level_text(shares: np.ndarray) -> str:
+    """Shares from 0 to 1 as a text: a letter from a to p each, in sixteenths, rounded up; ` for 0."""
+    levels = np.clip(np.ceil(LEVELS * shares), 0, LEVELS).astype(np.uint8)
+    return str((ord("`") + levels).tobytes(), "ascii")
 
 
 def strip_places(column: np.ndarray, eps: float, seed: int) -> list[tuple[str, list[int]]]:
@@ -31,24 +67,6 @@ def strip_places(column: np.ndarray, eps: float, seed: int) -> list[tuple[str, l
     silent = np.flatnonzero(column <= eps)
     drawn = np.random.default_rng(seed).permutation(silent)[:PER_STRIP]
     return [*found, ("silent", [int(place) for place in np.sort(drawn)])]
-
-
-def correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of the columns of (n, a) and (n, b): (a, b); 0 where a column is constant."""
-    scaled = []
-    for each in (first, second):
-        centred = each - each.mean(0, dtype=np.float64).astype(np.float32)
-        norm = np.linalg.norm(centred, axis=0)
-        scaled.append(centred / np.where(norm > 1e-6, norm, np.inf))
-    found: np.ndarray = scaled[0].T @ scaled[1]
-    return found
-
-
-def nearest(scores: np.ndarray, ids: np.ndarray, itself: int | None, count: int = 6) -> list[list[float]]:
-    """The columns with the highest scores, as [id, score]; the feature itself is left out."""
-    order = np.argsort(-scores, kind="stable")[: count + 1]
-    kept = [place for place in order if ids[place] != itself and scores[place] > 0][:count]
-    return [[int(ids[place]), round(float(scores[place]), 3)] for place in kept]
 
 
 def prompt_words(prompts: list[str]) -> tuple[list[str], np.ndarray]:

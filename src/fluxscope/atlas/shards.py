@@ -1,4 +1,4 @@
-"""Data for a page without a build step: classic scripts that hand over one value each, and packed arrays.
+"""Data for a page without a build step: classic scripts that hand over one value each.
 
 A page opened from a folder may not fetch; it may load `<script src>`. A shard is such a script.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import unicodedata
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,17 @@ import numpy as np
 from fluxscope.errors import JOINERS
 
 LONGEST_TEXT = 2000
+EFFORT = 7
+"""Of deflate: higher levels take twice the time for one hundredth less."""
 
 
 def write_shard(folder: Path, name: str, value: Any) -> None:
-    """Write `data/{name}.js`, which calls `fluxscopeShard(name, value)`. ASCII alone, so no text ends it."""
+    """Write `data/{name}.js`, which calls `fluxscopeShard(name, text)`: JSON, deflated, in base64."""
     path = folder / "data" / f"{name}.js"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    path.write_text(f"fluxscopeShard({json.dumps(name)},{text});\n", encoding="ascii")
-
-
-def packed(array: np.ndarray) -> str:
-    """An array's bytes, little-endian, in base64."""
-    return base64.b64encode(
-        np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()
-    ).decode()
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
+    coded = base64.b64encode(zlib.compress(text, EFFORT)).decode("ascii")
+    path.write_text(f"fluxscopeShard({json.dumps(name)},{json.dumps(coded)});\n", encoding="ascii")
 
 
 def rounded(value: Any, digits: int = 4) -> float | None:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fluxscope.atlas.features import (
-    correlations,
     enriched,
+    heat_texts,
     histogram,
-    nearest,
+    level_text,
     prompt_words,
     strip_places,
     word_bar,
 )
 from fluxscope.atlas.material import SiteMaterial
-from fluxscope.atlas.shards import packed, rounded, shown, write_shard
+from fluxscope.atlas.neighbours import correlations, cosines, firing, nearest, quantised
+from fluxscope.atlas.shards import rounded, shown, write_shard
 from fluxscope.measures.clip import open_picture
-from fluxscope.run.by_feature import in_image
+from fluxscope.measures.ranking import release_pages
 from fluxscope.run.context import Context
 
-PER_SHARD = 64
+PER_SHARD, BLOCK = 64, 512
+"""Features of a file, and features measured together."""
 PICTURES_PER_SHARD = 64
 TOKEN_BYTES = 9_000_000
 """What the tokens of a site's pictures may take; where they are too many, each keeps its strongest codes."""
@@ -49,9 +51,11 @@ def write_site(
     largest[:] = site.ranked.score.max(1, initial=0) if site.ranked.score.size else 0
     tables: list[dict[str, Any]] = []
     with context.report.progress(f"features of {site.files.site}", len(ids), "features") as advance:
-        for shard, features in enumerate(feature_records(folder, site, others, ids, largest)):
+        records = feature_records(folder, site, others, ids, largest)
+        for shard in range(-(-len(ids) // PER_SHARD)):
+            features = list(islice(records, PER_SHARD))
+            tables += [each.pop("row") for each in features]
             write_shard(folder, f"s{number}_f{shard}", features)
-            tables += [each["row"] for each in features]
             advance(len(features))
     if site.store is not None:
         write_tokens(folder, number, site, ids, largest)
@@ -70,68 +74,78 @@ def write_site(
 
 def feature_records(
     folder: Path, site: SiteMaterial, others: list[SiteMaterial], ids: np.ndarray, largest: np.ndarray
-) -> Iterator[list[dict[str, Any]]]:
-    """The records of all features, a shard at a time."""
-    fires = np.asarray(site.s[:, ids] > site.eps)
-    on_prompts = np.zeros((len(site.manifest.prompts), len(ids)), bool)
-    np.logical_or.at(on_prompts, site.manifest.prompt_of, fires)
+) -> Iterator[dict[str, Any]]:
+    """The records of all features, in order; they are measured a block at a time."""
+    fires = firing(site.s, ids, site.eps)
     words, has = prompt_words(site.manifest.prompts)
     elsewhere = [(each, each.chosen(0)) for each in others]
-    fires_elsewhere = [(each, own, (each.s[:, own] > each.eps).astype(np.float32)) for each, own in elsewhere]
-    as_numbers = fires.astype(np.float32)
-    directions = site.directions
-    for first in range(0, len(ids), PER_SHARD):
-        block = slice(first, first + PER_SHARD)
+    fires_elsewhere = [(each.files.site, own, firing(each.s, own, each.eps)) for each, own in elsewhere]
+    directions = None if site.directions is None else quantised(site.directions[ids])
+    vars(site).pop("directions")  # as large as all the rest
+    for first in range(0, len(ids), BLOCK):
+        block = slice(first, first + BLOCK)
         here = ids[block]
         columns = site.store.columns(here.tolist()) if site.store is not None else {}
         s = np.asarray(site.s[:, here])
-        together = correlations(as_numbers[:, block], as_numbers)
-        cosines = None if directions is None else directions[here] @ directions[ids].T
+        release_pages(site.s)
+        together = nearest(correlations(fires[block], fires), ids, here)
+        cosine = None if directions is None else nearest(cosines(block, *directions), ids, here)
         across = [
-            (each.files.site, own, correlations(as_numbers[:, block], on))
-            for each, own, on in fires_elsewhere
+            (name, nearest(correlations(fires[block], on), own, None, 3)) for name, own, on in fires_elsewhere
         ]
-        inside, outside, z = enriched(on_prompts[:, block], has)
-        found = []
+        spoken = words_of(fires[block].numpy() > 0, site.manifest.prompt_of, words, has)
         for place, feature in enumerate(here.tolist()):
-            best = np.argsort(-z[place], kind="stable")[:MOST_WORDS_SHOWN]
-            spoken = [
-                [
-                    words[w],
-                    rounded(inside[place, w], 3),
-                    rounded(outside[place, w], 3),
-                    rounded(z[place, w], 3),
-                ]
-                for w in best
-                if z[place, w] >= word_bar(len(words))
-            ]
             record = shown_parts(site, feature, s[:, place], columns.get(feature), float(largest[feature]))
-            record["words"] = spoken
-            record["cofiring"] = nearest(together[place], ids, feature)
-            record["decoder"] = None if cosines is None else nearest(cosines[place], ids, feature)
-            record["sites"] = [[name, nearest(r[place], own, None, 3)] for name, own, r in across]
+            record["words"] = spoken[place]
+            record["cofiring"] = together[place]
+            record["decoder"] = None if cosine is None else cosine[place]
+            record["sites"] = [[name, found[place]] for name, found in across]
             record["effects"] = effects(folder, site, feature)
-            record["row"] = row_of(site, feature, record, [word for word, *_ in spoken])
-            found.append(record)
-        yield found
+            record["row"] = row_of(site, feature, record, [word for word, *_ in spoken[place]])
+            yield record
+
+
+def words_of(
+    fires: np.ndarray, prompt_of: np.ndarray, words: list[str], has: np.ndarray
+) -> list[list[list[Any]]]:
+    """The words that stand out in each feature's prompts: word, share there, share elsewhere, z.
+
+    Args:
+        fires: bool (f, n).
+    """
+    on_prompts = np.zeros((len(has), len(fires)), bool)
+    np.logical_or.at(on_prompts, prompt_of, fires.T)
+    inside, outside, z = enriched(on_prompts, has)
+    bar, found = word_bar(len(words)), []
+    for row in range(len(fires)):
+        out = np.flatnonzero(z[row] >= bar)
+        best = out[np.argsort(-z[row, out], kind="stable")][:MOST_WORDS_SHOWN]
+        found.append([[words[w], *(rounded(each[row, w], 3) for each in (inside, outside, z))] for w in best])
+    return found
 
 
 def shown_parts(
     site: SiteMaterial, feature: int, column: np.ndarray, codes: tuple[Any, Any] | None, largest: float
 ) -> dict[str, Any]:
     """Pictures with their heatmaps, and what is known of where the feature fires."""
-    rank = site.ranked
-    top = [int(place) for place in rank.image[feature] if place >= 0]
-    maps = heatmaps(site, codes, largest)
-
-    def pictures(places: list[int]) -> list[list[Any]]:
-        return [[place, rounded(column[place]), maps(place)] for place in places]
-
+    top = [int(place) for place in site.ranked.image[feature] if place >= 0]
+    strips = strip_places(column, site.eps, feature)
+    wanted = [*top, *(place for _, found in strips for place in found)]
+    heat = [""] * len(wanted)
+    if codes is not None and site.store is not None:
+        heat = heat_texts(*codes, wanted, site.store.n_tokens, largest)
+    shown_pictures = [
+        [place, rounded(column[place], 3), own] for place, own in zip(wanted, heat, strict=True)
+    ]
+    bounds = np.cumsum([len(top), *(len(found) for _, found in strips)])
     record: dict[str, Any] = {
         "id": feature,
         "max": rounded(largest),
-        "top": pictures(top),
-        "strips": [[name, pictures(found)] for name, found in strip_places(column, site.eps, feature)],
+        "top": shown_pictures[: len(top)],
+        "strips": [
+            [name, shown_pictures[begin:end]]
+            for (name, _), (begin, end) in zip(strips, pairwise(bounds), strict=True)
+        ],
         "steps": site.steps.get(feature),
         "truth": site.truth.get(feature, []),
         "truthMeasured": bool(site.truth),
@@ -144,28 +158,9 @@ def shown_parts(
         record["histogram"] = histogram(np.asarray(values), largest)
         record["tokens"] = rounded(len(values) / (n_tokens * len(column)))
         count = np.bincount(np.asarray(rows) % n_tokens, minlength=n_tokens)
-        record["position"] = packed(np.round(255 * count / max(count.max(), 1)).astype(np.uint8))
+        record["position"] = level_text(count / max(count.max(), 1))
         record["positionMax"] = rounded(count.max() / len(column))
     return record
-
-
-def heatmaps(site: SiteMaterial, codes: tuple[Any, Any] | None, largest: float) -> Any:
-    """A function from a picture's place to the feature's codes on its tokens: packed (token uint16, share of
-    the largest code uint8) triples; empty where there are none."""
-    if codes is None or site.store is None:
-        return lambda place: ""
-    rows, values = np.asarray(codes[0]), np.asarray(codes[1])
-    n_tokens = site.store.n_tokens
-
-    def of(place: int) -> str:
-        tokens, own = in_image(rows, values, place, n_tokens)
-        entries = np.zeros(len(tokens), np.dtype([("token", "<u2"), ("share", "u1")]))
-        entries["token"] = tokens
-        share = np.clip(own / max(largest, 1e-9), 0, 1)
-        entries["share"] = np.maximum(np.round(255 * share), 1)
-        return packed(entries.view(np.uint8)) if len(entries) else ""
-
-    return of
 
 
 def row_of(site: SiteMaterial, feature: int, record: dict[str, Any], words: list[str]) -> dict[str, Any]:
@@ -229,13 +224,13 @@ def write_tokens(folder: Path, number: int, site: SiteMaterial, ids: np.ndarray,
         starts = np.searchsorted(token, np.arange(codes.n_tokens))
         strong = np.arange(len(token)) - starts[token] < most
         token, feature, value = token[strong], feature[strong], value[strong]
-        share = np.maximum(np.round(255 * np.clip(value / np.maximum(largest[feature], 1e-9), 0, 1)), 1)
+        levels = level_text(value / np.maximum(largest[feature], 1e-9))
         bounds = np.searchsorted(token, np.arange(0, codes.n_tokens + 1, n_tokens))
         pictures = [
             [
-                packed(np.bincount(token[a:b] - n_tokens * picture, minlength=n_tokens).astype(np.uint8)),
-                packed(line[feature[a:b]].astype(np.uint16 if len(ids) < 65536 else np.uint32)),
-                packed(share[a:b].astype(np.uint8)),
+                np.bincount(token[a:b] - n_tokens * picture, minlength=n_tokens).tolist(),
+                line[feature[a:b]].tolist(),
+                levels[a:b],
             ]
             for picture, (a, b) in enumerate(pairwise(bounds))
         ]

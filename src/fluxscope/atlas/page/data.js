@@ -1,7 +1,14 @@
 // Shards: scripts that hand over one value each, loaded when first asked for.
 const base = document.currentScript.dataset.base;
 const waiting = new Map();
-window.fluxscopeShard = (name, value) => waiting.get(name)?.resolve(value);
+window.fluxscopeShard = (name, text) => waiting.get(name)?.resolve(unpacked(text));
+
+// Deflated JSON in base64.
+function unpacked(text) {
+  const raw = atob(text), packed = new Uint8Array(raw.length);
+  for (let place = 0; place < raw.length; place++) packed[place] = raw.charCodeAt(place);
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
+}
 
 function shard(name) {
   if (!waiting.has(name)) {
@@ -17,10 +24,8 @@ function shard(name) {
   return waiting.get(name).promise;
 }
 
-function bytes(text) {
-  const raw = atob(text);
-  return Uint8Array.from({ length: raw.length }, (_, place) => raw.charCodeAt(place));
-}
+// A letter from a to p is a share in sixteenths; ` is 0.
+const shareAt = (text, place) => (text.charCodeAt(place) - 96) / 16;
 
 const run = { index: null, tables: [], site: 0 };
 const site = () => run.index.sites[run.site];
@@ -46,23 +51,12 @@ async function featureRecord(id) {
 
 // Every token of a picture: its features as lines of the table, strongest first, with shares of their largest code.
 async function pictureTokens(place) {
-  const { perShard, picturesPerShard, codes } = site();
+  const { picturesPerShard, codes } = site();
   if (!codes) return null;
   const part = await shard(`s${run.site}_p${Math.floor(place / picturesPerShard)}`);
-  const [counts, features, shares] = part.pictures[place - part.first].map(bytes);
-  const wide = table().id.length >= 65536 ? 4 : 2;
-  const found = [];
+  const [counts, features, shares] = part.pictures[place - part.first];
   let at = 0;
-  for (const count of counts) {
-    const token = [];
-    for (let end = at + count; at < end; at++) {
-      let line = 0;
-      for (let byte = wide - 1; byte >= 0; byte--) line = line * 256 + features[at * wide + byte];
-      token.push([line, shares[at] / 255]);
-    }
-    found.push(token);
-  }
-  return found;
+  return counts.map((count) => Array.from({ length: count }, () => [features[at], shareAt(shares, at++)]));
 }
 
 const promptOf = (place) => run.index.prompts[run.index.pictures[place][0]];

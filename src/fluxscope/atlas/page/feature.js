@@ -75,7 +75,7 @@ async function featurePage(id) {
 }
 
 function positionMap(record, [rows, columns]) {
-  const canvas = mapCanvas(Float32Array.from(bytes(record.position), (value) => value / 255), rows, columns, 1);
+  const canvas = mapCanvas(Float32Array.from(record.position, (letter) => shareAt(letter, 0)), rows, columns, 1);
   canvas.className = "square";
   return canvas;
 }

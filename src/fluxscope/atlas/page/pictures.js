@@ -18,7 +18,7 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 const VIEWS = ["heatmap", "picture", "crop"];
 let view = "heatmap";
 
-// A picture; `heat` is the packed triples of token (two bytes) and share of the largest code (one).
+// A picture; in `heat` a letter is a token's share of the largest code, and any other character passes over 1 to 52 tokens.
 function tile(place, heat, options = {}) {
   const [width, height] = run.index.size;
   const made = element(options.onclick ? "button" : "span", { class: "tile", ...(options.onclick ? { type: "button" } : {}) });
@@ -34,13 +34,14 @@ function tile(place, heat, options = {}) {
 
 function addHeat(made, heat, fixed) {
   const [rows, columns] = site().grid;
-  const found = bytes(heat);
-  let best = 0, peak = 0;
+  let best = 0, peak = 0, token = 0;
   const drawn = new Float32Array(rows * columns);
-  for (let at = 0; at + 2 < found.length; at += 3) {
-    const token = found[at] + 256 * found[at + 1];
-    drawn[token] = found[at + 2] / 255;
-    if (found[at + 2] > best) [best, peak] = [found[at + 2], token];
+  for (let at = 0; at < heat.length; at++) {
+    const share = shareAt(heat, at);
+    if (share <= 0) { token += heat.charCodeAt(at) - 39; continue; }
+    drawn[token] = share;
+    if (share > best) [best, peak] = [share, token];
+    token++;
   }
   made.style.setProperty("--x", `${(100 * ((peak % columns) + 0.5)) / columns}%`);
   made.style.setProperty("--y", `${(100 * (Math.floor(peak / columns) + 0.5)) / rows}%`);
