@@ -6,7 +6,7 @@ from fluxscope.errors import RecordError
 from fluxscope.files import read_json, write_json
 from fluxscope.progress import Reporter
 from fluxscope.run.context import Context
-from fluxscope.run.donor_table import donor_score, donor_table, table_of, tell_donor_score
+from fluxscope.run.donor_table import donor_score, donor_table, in_words, table_of, tell_donor_score, verdict
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.site_map_records import CellScore, DonorTable, Share, SiteMap
 from fluxscope.settings.config import make_config
@@ -123,3 +123,8 @@ def test_what_ships_for_flux_shapes_says_that_block_15_s_feed_forward_decides_no
     assert found.share < 0.1 and found.n >= 12
     assert "no edit of natural size can" in capsys.readouterr().out
     assert table.sites["double.3.context"].share > 0.7
+
+
+def test_titles_say_where_features_cannot_act():
+    assert [verdict(each) for each in (None, share(4, 40), share(3, 40))] == ["", "", " (cannot act here)"]
+    assert [in_words(each) for each in (None, share(30, 40))] == ["", " · donor score 75%"]

@@ -20,9 +20,10 @@ from fluxscope.measures.clip import load_clip
 from fluxscope.measures.distance import clip_distance
 from fluxscope.run.codes import CodeStore
 from fluxscope.run.rundir import RunDir
+from fluxscope.run.site_map_records import DonorTable
 from fluxscope.sae.formats import load
 from fluxscope.settings.config import make_config
-from fluxscope.shapes.shipped import resolve
+from fluxscope.shapes.shipped import DONOR_SCORES, resolve
 from tests.conftest import run_steps
 
 STEPS, FIRST, LAST = 6, 2, 4  # of denoising, and the first and last that are steered
@@ -235,15 +236,19 @@ def recorded(args, make):
 
 
 def test_a_grid_shows_each_picture_under_its_own_strength(copy, monkeypatch):
-    drawn = []
+    drawn, told = [], []
     draw = steer_step.labelled_grid
 
     def note(rows, labels, *args, **options):
         drawn.append((rows, labels, options.get("baseline")))
+        told.append(options["title"] + options["subtitle"])
         return draw(rows, labels, *args, **options)
 
     monkeypatch.setattr(steer_step, "labelled_grid", note)
     run_steps(copy, "7", force=True)
+    score = DonorTable.read(DONOR_SCORES).sites[RunDir.of(copy).site]
+    assert all(f"donor score {score.share:.0%}" in words for words in told)
+    assert all(("cannot act here" in words) == (score.share < 0.1) for words in told)
     for number, record in enumerate(experiments(copy)):
         own = Path(copy.out_dir) / "steering" / f"feature_{record['feature_id']}"
         name = f"image_{record['image_id']:06d}"

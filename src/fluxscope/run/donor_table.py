@@ -70,6 +70,16 @@ class DonorScore:
         return words + (f" More is decided at {' and '.join(self.better)}." if self.better else "")
 
 
+def verdict(share: Share | None) -> str:
+    """What a title adds where features cannot act; empty where they can, or where nothing is known."""
+    return "" if share is None or share.share >= DEAD else " (cannot act here)"
+
+
+def in_words(share: Share | None) -> str:
+    """What stands beside an effect: the donor score of its site."""
+    return "" if share is None else f" · donor score {share.share:.0%}"
+
+
 def donor_score(context: Context, site: str) -> DonorScore:
     """What is known of a site."""
     table = donor_table(context.config, context.files)

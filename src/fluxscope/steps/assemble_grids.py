@@ -14,6 +14,7 @@ from fluxscope.files import save_image
 from fluxscope.measures.clip import open_picture
 from fluxscope.progress import Reporter
 from fluxscope.run.context import Context
+from fluxscope.run.donor_table import in_words, verdict
 from fluxscope.run.manifest import Manifest
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.steering import heat_over, signed, unit_in_words
@@ -90,8 +91,9 @@ def assemble(
     grid = labelled_grid(
         [row],
         [signed(s) for s in strengths],
-        title=f"Feature {feature}: demo {number + 1}",
-        subtitle=f"image {demo.image_id} · seed {demo.seed} · {unit} · best at ±{demo.best_strength:g}",
+        title=f"Feature {feature}: demo {number + 1}{verdict(made_with.donor_score)}",
+        subtitle=f"image {demo.image_id} · seed {demo.seed} · {unit} · best at ±{demo.best_strength:g}"
+        f"{in_words(made_with.donor_score)}",
         footer=f"{made_with.setting('model_id')} · {made_with.site}, steps {made_with.setting('steer_steps')}"
         f" · distance: {made_with.distance or 'lpips'} · score {demo.combined_score:.3f}, "
         f"consistency {demo.consistency:.2f}",

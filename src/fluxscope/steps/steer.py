@@ -19,7 +19,7 @@ from fluxscope.files import save_image
 from fluxscope.measures.distance import Distance, locality, pixel_change
 from fluxscope.measures.effect import dose_response
 from fluxscope.run.context import Context, step_work
-from fluxscope.run.donor_table import tell_donor_score
+from fluxscope.run.donor_table import donor_score, in_words, tell_donor_score, verdict
 from fluxscope.run.ledger import Ledger
 from fluxscope.run.manifest import ManifestRow
 from fluxscope.run.rundir import shown
@@ -63,7 +63,7 @@ def run(context: Context) -> str:
     images = {r.feature_id: r.example_image_ids[: config.steer_images] for r in selected(context)}
     distance = load_distance(config)
     donors = tell_donor_score(context, scope_of(config, files.site).site.name, files.site)
-    own = {feature: own_key(images[feature], distance) for feature in images}
+    own = {feature: own_key(images[feature], distance, donors) for feature in images}
     ledger = Ledger(step_work(context), own, Experiment)
     if ledger.missing:
         wanted = [image for feature in ledger.missing for image in images[feature]]
@@ -86,13 +86,14 @@ def run(context: Context) -> str:
     )
 
 
-def own_key(images: list[int], distance: Distance) -> dict[str, Any]:
-    """What a feature's pictures depend on in place of the whole selection: its own example pictures."""
+def own_key(images: list[int], distance: Distance, donors: Share | None) -> dict[str, Any]:
+    """What a feature's pictures depend on: of the selection its own example pictures, of the site map the
+    donor score that their titles tell."""
     return {
         "selected_features": images,
         "steer_features": None,
         "steer_images": None,
-        "site_map": None,
+        "site_map": None if donors is None else donors.share,
         "distance": distance.name,
     }
 
@@ -225,12 +226,13 @@ def draw_scales(
     """The grid over scales; scale 1, the unchanged picture, is framed."""
     config, files = setup.context.config, setup.context.files
     scales = list(config.steer_scales)
+    donors = donors_of(setup, "scale")
     overlay = setup.overlay(feature, row.image_id, made.baseline.numpy())
     grid = labelled_grid(
         [GridRow(list(made.pictures.numpy()), row.prompt, notes(records), overlay)],
         [f"{scale:g}x" for scale in scales],
-        title=f"Feature {feature}: its code scaled",
-        subtitle=f"image {row.image_id} · seed {row.seed} · 1x changes nothing, 0x ablates",
+        title=f"Feature {feature}: its code scaled{verdict(donors)}",
+        subtitle=f"image {row.image_id} · seed {row.seed} · 1x changes nothing, 0x ablates{in_words(donors)}",
         footer=foot(setup, "scale"),
         baseline=scales.index(1.0) if 1.0 in scales else None,
     )
@@ -263,15 +265,22 @@ def draw_strengths(
         rows.append(GridRow(pictures, label, words, beside))
     labels = [signed(s) for s in strengths]
     labels.insert(middle, "0")
+    donors, unit = donors_of(setup, "add"), unit_in_words(*setup.unit(feature))
     grid = labelled_grid(
         rows,
         labels,
-        title=f"Feature {feature}: its direction added",
-        subtitle=f"image {row.image_id} · seed {row.seed} · {unit_in_words(*setup.unit(feature))}",
+        title=f"Feature {feature}: its direction added{verdict(donors)}",
+        subtitle=f"image {row.image_id} · seed {row.seed} · {unit}{in_words(donors)}",
         footer=foot(setup, "add"),
         baseline=middle,
     )
     save_image(files.steered(feature, row.image_id, "strength_grid"), grid)
+
+
+def donors_of(setup: SteeringSetup, kind: str) -> Share | None:
+    """The donor score of the site where such changes are made."""
+    context = setup.context
+    return donor_score(context, scope_of(context.config, context.files.site, kind).site.name).share
 
 
 def foot(setup: SteeringSetup, kind: str) -> str:
