@@ -186,3 +186,29 @@ def test_mistakes_are_clear(copy, flags, message, tmp_path, monkeypatch):
     done = CliRunner().invoke(build_app(), ["name", *flags, *place])
     assert done.exit_code == 1 and message in done.stderr
     assert RunDir.of(copy).names.read_bytes() == before
+
+
+def test_a_vision_language_model_says_words_beside_the_names(copy, tmp_path):
+    """The records are the same but for its words; they are those of the same crops, captioned here."""
+    from fluxscope.commands.name import crops_of
+    from fluxscope.measures.captions import caption, load_captioner, said_more
+    from tests.tiny_captioner import save_captioner
+
+    folder = save_captioner(tmp_path / "vlm")
+    context = Context(copy, RunDir.of(copy), Reporter(quiet=True))
+    ids = [each.feature_id for each in Names.read(RunDir.of(copy).names).features if each.name][:3]
+    flags = ["--features", ",".join(map(str, ids))]
+    assert fluxscope("name", *flags, copy).exit_code == 0
+    before = Names.read(RunDir.of(copy).names).features
+    assert all(each.said is None for each in before)
+    done = fluxscope("name", *flags, f"--vlm={folder}", copy)
+    assert done.exit_code == 0 and "crops are captioned by" in done.output
+    after = Names.read(RunDir.of(copy).names).features
+    assert [replace(each, said=None) for each in after] == before
+    crops = crops_of(context, gather(context, ids, False))
+    captions = caption(load_captioner(folder), crops.pictures, crops.boxes)
+    assert [each.said for each in after] == said_more(captions, crops.owner, 3)
+    assert "up to date" in fluxscope("name", *flags, f"--vlm={folder}", copy).output
+    lost = fluxscope("name", *flags, "--vlm=nowhere", copy)
+    assert lost.exit_code == 1 and "no vision-language model could be loaded from nowhere" in lost.stderr
+    assert Names.read(RunDir.of(copy).names).features == after

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float32
 
 from fluxscope.errors import ConfigError
-from fluxscope.measures.clip import embed_images, embed_texts, peak_box
+from fluxscope.measures.captions import caption, load_captioner, said_more
+from fluxscope.measures.clip import Box, embed_images, embed_texts, peak_box
 from fluxscope.measures.names import (
     LEAST_PROMPTS,
     SEEN,
@@ -23,7 +25,7 @@ from fluxscope.measures.names import (
 )
 from fluxscope.run.by_feature import in_image
 from fluxscope.run.codes import CodeStore
-from fluxscope.run.context import Context, clip_of
+from fluxscope.run.context import Context, clip_device, clip_of
 from fluxscope.run.freshness import Work
 from fluxscope.run.inputs import digest_of, values_of
 from fluxscope.run.manifest import Manifest
@@ -65,7 +67,11 @@ READS = ("s_matrix", "manifest", "codes", "pictures", "selected_features")
 
 
 def name_features_of(
-    context: Context, wanted: Sequence[int] | None, every: bool, settings: Iterable[str]
+    context: Context,
+    wanted: Sequence[int] | None,
+    every: bool,
+    settings: Iterable[str],
+    vlm: str | None = None,
 ) -> str:
     """Name features, unless that is done; returns a line for the user.
 
@@ -73,31 +79,38 @@ def name_features_of(
         wanted: these features; None for the selected ones.
         every: all that are alive.
         settings: those that names depend on.
+        vlm: a vision-language model, by Hub id or folder, that captions what features fire on.
 
     Raises:
-        FluxscopeError: steps 1 to 4 have not been run, a feature is not there, or the prompts share no words.
+        FluxscopeError: steps 1 to 4 have not been run, a feature is not there, the prompts share no words, or
+            the vision-language model cannot be opened.
     """
     config, files = context.config, context.files
     log = StepLog.open(files.step_log)
     key = values_of(config, settings, (files.site,), log)
     key |= {name: digest_of(name, context, log) for name in READS}
     key["features"] = "all" if every else list(wanted) if wanted else "selected"
+    if vlm is not None:
+        key["vlm"] = vlm
     home = "" if files.home == files.root else f"{files.relative(files.home)}/"
     work = Work(log, f"{home}name", key, context.force)
     if not work.reason:
         return f"up to date: {files.names}"
     with work.doing():
-        return make(context, wanted, every, log)
+        return make(context, wanted, every, log, vlm)
 
 
-def make(context: Context, wanted: Sequence[int] | None, every: bool, log: StepLog) -> str:
+def make(context: Context, wanted: Sequence[int] | None, every: bool, log: StepLog, vlm: str | None) -> str:
     """Name features, write names.json and say them; returns a line for the user."""
     files, report = context.files, context.report
     material = gather(context, wanted, every)
     named = name_features(by_prompt(material), material.terms, material.naming)
-    seen, looks = look(context, material, named)
+    crops = crops_of(context, material)
+    said = words_said(context, crops, len(material.features), vlm)
+    seen, looks = look(context, material, crops, named)
     records = [
-        record_of(material, named, row, seen[row], looks[row]) for row in range(len(material.features))
+        replace(record_of(material, named, row, seen[row], looks[row]), said=said[row] if said else None)
+        for row in range(len(material.features))
     ]
     assert context.config.clip_model_id is not None
     Names(
@@ -107,7 +120,9 @@ def make(context: Context, wanted: Sequence[int] | None, every: bool, log: StepL
         features=records,
     ).write(files.names)
     for each in [] if every else records:
-        report.say(f"{each.feature_id:>6}  {in_words(each)}" + (f": {each.reason}" if each.reason else ""))
+        words = f"; captions say {', '.join(each.said)}" if each.said else ""
+        reason = f": {each.reason}" if each.reason else ""
+        report.say(f"{each.feature_id:>6}  {in_words(each)}{reason}{words}")
     count = sum(each.name is not None for each in records)
     return f"{count} of {len(records)} features have a name: {files.names}"
 
@@ -139,36 +154,69 @@ def by_prompt(material: Material) -> Float[np.ndarray, "p f"]:
     return means
 
 
-def look(context: Context, material: Material, named: Named) -> tuple[list[float], list[list[str]]]:
-    """What CLIP sees where each feature fires: its term, in standard errors, and words of the vocabulary."""
-    config, report = context.config, context.report
+@dataclass(frozen=True)
+class Crops:
+    """Crops around the features' peaks, and then some at random places.
+
+    Attributes:
+        owner: of each crop, the row of its feature; -1: nobody's.
+        pictures: from which each is cut.
+    """
+
+    owner: np.ndarray
+    pictures: list[Path]
+    boxes: list[Box]
+
+
+def crops_of(context: Context, material: Material) -> Crops:
+    """All crops that CLIP, and a vision-language model, are shown."""
+    config, line = context.config, material.manifest.rows[0]
     store = CodeStore(context.files.codes, context.files.site, config.target_step_index)
-    size = material.manifest.rows[0].width, material.manifest.rows[0].height
+    drawn = random_crops(material, (line.width, line.height))
+    found = [*peaks_of(material, store, config.image_token_grid), *drawn]
+    return Crops(
+        np.array([row for row, _, _ in found]),
+        [material.manifest.picture(material.manifest.rows[at]) for _, at, _ in found],
+        [box for _, _, box in found],
+    )
+
+
+def words_said(context: Context, crops: Crops, features: int, vlm: str | None) -> list[list[str]] | None:
+    """The words that a vision-language model says more of each feature's crops than of random ones."""
+    if vlm is None:
+        return None
+    config = context.config
+    captioner = load_captioner(vlm, clip_device(config))
+    context.report.say(f"     {len(crops.boxes)} crops are captioned by {vlm}")
+    captions = caption(captioner, crops.pictures, crops.boxes, config.clip_batch_size)
+    return said_more(captions, crops.owner, features)
+
+
+def look(
+    context: Context, material: Material, crops: Crops, named: Named
+) -> tuple[list[float], list[list[str]]]:
+    """What CLIP sees where each feature fires: its term, in standard errors, and words of the vocabulary."""
+    config = context.config
     model, processor = clip_of(config)
     assert config.clip_model_id is not None
     known = vocabulary()
     words = tuple(dict.fromkeys((*material.terms.words, *known)))
     texts = [TEMPLATE.format(word) for word in words]
     embedded = embed_texts(model, resolve(config.clip_model_id), texts)
-    crops = list(peaks_of(material, store, config.image_token_grid))
-    owner = np.array([row for row, _, _ in crops], int)
-    drawn = random_crops(material, size)
-    pictures = [material.manifest.picture(material.manifest.rows[at]) for _, at, _ in (*crops, *drawn)]
-    boxes = [box for _, _, box in (*crops, *drawn)]
-    report.say(f"     {len(boxes)} crops are embedded with {config.clip_model_id}")
-    seen = embed_images(model, processor, pictures, config.clip_batch_size, crops=boxes)
-    peaks, randoms = seen[: len(crops)], seen[len(crops) :]
+    context.report.say(f"     {len(crops.boxes)} crops are embedded with {config.clip_model_id}")
+    seen = embed_images(model, processor, crops.pictures, config.clip_batch_size, crops=crops.boxes)
+    randoms = seen[crops.owner < 0]
     scores, looks = [], []
     shipped = np.isin(words, known)
     for row, term in enumerate(named.term):
-        z = seen_more(peaks[owner == row], randoms, embedded)
+        z = seen_more(seen[crops.owner == row], randoms, embedded)
         scores.append(float(z[term]) if term >= 0 else float("nan"))
         order = np.argsort(-np.where(shipped, np.nan_to_num(z, nan=-np.inf), -np.inf), kind="stable")
         looks.append([words[at] for at in order[:LOOKS] if np.isfinite(z[at]) and z[at] > SEEN])
     return scores, looks
 
 
-Crop = tuple[int, int, tuple[int, int, int, int]]
+Crop = tuple[int, int, Box]
 """Whose crop it is (-1: nobody's), the picture's place in the manifest, and the box."""
 
 

@@ -129,13 +129,22 @@ def name(
         str, typer.Option("--features", help="These features, such as 12,90. [default: the selected ones]")
     ] = "",
     every: Annotated[bool, typer.Option("--all", help="All features that are alive.")] = False,
+    vlm: Annotated[
+        Optional[str],  # noqa: UP045 -- read by typer at run time
+        typer.Option(
+            "--vlm",
+            help="Vision-language model, by Hub id or folder, that captions what features fire on, such as "
+            "Salesforce/blip-image-captioning-base. [default: none is asked]",
+        ),
+    ] = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Name features by the words that their strongest pictures' prompts share, and by what CLIP sees.
 
     One half of the prompts makes the names; the other tells how well they hold. What does not pass the tests
-    stays unnamed, with the reason. Writes names.json; step 6 shows the names on the contact sheet.
+    stays unnamed, with the reason. With --vlm, words that a vision-language model says of what a feature
+    fires on stand beside its name. Writes names.json; step 6 shows the names on the contact sheet.
     """
     from fluxscope.commands.name import name_features_of
     from fluxscope.run.context import Context
@@ -148,7 +157,7 @@ def name(
     report = Reporter(quiet)
     with lock_run(config, report):
         context = Context(config, RunDir.of(config), report, force)
-        report.say(name_features_of(context, wanted, every, NAME_SETTINGS))
+        report.say(name_features_of(context, wanted, every, NAME_SETTINGS, vlm))
 
 
 def site_map(config: Config, options: SiteMapOptions, force: Force = False, quiet: Quiet = False) -> None:

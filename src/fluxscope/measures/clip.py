@@ -1,4 +1,4 @@
-"""CLIP embeddings of pictures and of crops of pictures (step 3); the one measure that needs torch."""
+"""CLIP embeddings of pictures and of crops of pictures (step 3), with torch."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def embed_images(
     import torch
 
     rows = []
-    for batch in _batches(_pictures(images, crops), batch_size):
+    for batch in in_batches(crops_of(images, crops), batch_size):
         pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
         with torch.inference_mode():
             rows.append(_unit_rows(model.get_image_features(pixel_values=pixels)))
@@ -187,7 +187,7 @@ def _span(centre: float, length: int, share: float) -> tuple[int, int]:
     return start, start + extent
 
 
-def _pictures(images: Iterable[Image | Path | str], crops: Iterable[Box] | None) -> Iterator[Image]:
+def crops_of(images: Iterable[Image | Path | str], crops: Iterable[Box] | None) -> Iterator[Image]:
     pairs = ((image, None) for image in images) if crops is None else zip(images, crops, strict=True)
     for image, box in pairs:
         picture = open_picture(image) if isinstance(image, str | Path) else image.convert("RGB")
@@ -216,6 +216,6 @@ def open_picture(path: Path | str) -> Image:
         raise machine_fault(error, path, "read") or told from None
 
 
-def _batches(items: Iterator[Image], size: int) -> Iterator[Sequence[Image]]:
+def in_batches(items: Iterator[Image], size: int) -> Iterator[Sequence[Image]]:
     while batch := list(islice(items, size)):
         yield batch

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int, Real
 
 from fluxscope.errors import FluxscopeError
 from fluxscope.measures.certainty import false_discovery
@@ -119,32 +119,67 @@ def name_features(strength: Float[np.ndarray, "p f"], terms: Terms, naming: Bool
     Args:
         strength: of each feature for each prompt: the mean of S over the prompt's pictures.
     """
-    from scipy.stats import hypergeom
-
     own, has = strength[naming], terms.present[naming].astype(float)
     strong = (own >= STRONG * own.max(0, initial=0.0)) & (own > 0)  # p f
-    n_strong, n_with = strong.sum(0), has.sum(0)
     both = strong.T.astype(float) @ has  # f w
-    p, q = np.ones_like(both), np.ones_like(both)
-    tried = np.flatnonzero(n_strong >= LEAST_PROMPTS)
-    p[tried] = hypergeom.sf(both[tried] - 1, len(own), n_with[None], n_strong[tried, None])
-    q[tried] = false_discovery(p[tried].ravel()).reshape(p[tried].shape)
-    z = _log_odds(both, n_strong[:, None], n_with[None], len(own))
-    shared = both / np.maximum(n_strong, 1)[:, None]
-    candidate = (q <= FALSE_DISCOVERIES) & (shared >= SHARED) & (z > 0)
+    n_strong = strong.sum(0)
+    found = enriched(both, n_strong, has.sum(0)[None], len(own))
     length = np.array([len(word) for word in terms.words])  # of equals the longer: it says more
-    best = np.where(candidate, z + 1e-9 * length, -np.inf).argmax(1)
+    best = np.where(found.holds, found.z + 1e-9 * length, -np.inf).argmax(1)
     at = np.arange(len(best))
-    term = np.where(candidate[at, best], best, -1)
+    term = np.where(found.holds[at, best], best, -1)
     held = _pearson(strength[~naming], terms.present[~naming].astype(float), best)
-    return Named(term, z[at, best], p[at, best], shared[at, best], n_strong, held)
+    z, p, shared = (each[at, best] for each in (found.z, found.p, found.shared))
+    return Named(term, z, p, shared, n_strong, held)
+
+
+@dataclass(frozen=True)
+class Enriched:
+    """How much more often each feature's strong prompts have each term than chance gives, (f, w).
+
+    Attributes:
+        z: log odds in standard errors.
+        p: Fisher's exact test, one-sided.
+        shared: share of the strong ones that have the term.
+        holds: whether it is a candidate for a name.
+    """
+
+    z: Float64[np.ndarray, "f w"]
+    p: Float64[np.ndarray, "f w"]
+    shared: Float64[np.ndarray, "f w"]
+    holds: Bool[np.ndarray, "f w"]
+
+
+def enriched(
+    both: Float64[np.ndarray, "f w"],
+    strong: Real[np.ndarray, " f"],
+    having: Float64[np.ndarray, "#f w"],
+    of: int | Float64[np.ndarray, "f 1"],
+) -> Enriched:
+    """Test every term of every feature that has enough strong prompts.
+
+    Args:
+        both: prompts that are strong and have the term.
+        having: prompts that have the term, strong or not.
+        of: prompts in all.
+    """
+    from scipy.stats import hypergeom
+
+    tried = np.flatnonzero(strong >= LEAST_PROMPTS)
+    p, q = np.ones_like(both), np.ones_like(both)
+    total, with_term = np.broadcast_to(of, (len(both), 1)), np.broadcast_to(having, both.shape)
+    p[tried] = hypergeom.sf(both[tried] - 1, total[tried], with_term[tried], strong[tried, None])
+    q[tried] = false_discovery(p[tried].ravel()).reshape(p[tried].shape)
+    z = _log_odds(both, strong[:, None], with_term, total)
+    shared = both / np.maximum(strong, 1)[:, None]
+    return Enriched(z, p, shared, (q <= FALSE_DISCOVERIES) & (shared >= SHARED) & (z > 0))
 
 
 def _log_odds(
     both: Float64[np.ndarray, "f w"],
-    strong: Int[np.ndarray, "f 1"],
-    having: Float64[np.ndarray, "1 w"],
-    prompts: int,
+    strong: Real[np.ndarray, "f 1"],
+    having: Float64[np.ndarray, "f w"],
+    prompts: Real[np.ndarray, "f 1"],
 ) -> Float64[np.ndarray, "f w"]:
     """Log odds ratio of having a term when strong, over its standard error; half a prompt in every cell."""
     cells = (both, strong - both, having - both, prompts - strong - having + both)

@@ -93,8 +93,13 @@ def open_model_of(config: Config, report: Reporter, prompt_folder: Path | None =
 def clip_of(config: Config) -> tuple[Any, Any]:
     """The CLIP model of the settings, on its device, and its image processor."""
     from fluxscope.measures.clip import load_clip
-    from fluxscope.models.placement import pick_device
 
     assert config.clip_model_id is not None
-    device = pick_device(config.clip_device, fallback=str(pick_device(config.device)))
-    return load_clip(resolve(config.clip_model_id), str(device))
+    return load_clip(resolve(config.clip_model_id), clip_device(config))
+
+
+def clip_device(config: Config) -> str:
+    """Where models run that look at pictures: `clip_device`, else the diffusion model's."""
+    from fluxscope.models.placement import pick_device
+
+    return str(pick_device(config.clip_device, fallback=str(pick_device(config.device))))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fluxscope.run.rundir import RunDir
 from fluxscope.run.step_log import StepLog
-from fluxscope.run.strict_json import Number, Record, part
+from fluxscope.run.strict_json import Number, Record, ours, part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,9 @@ class FeatureName(Record):
     clip_z: Number | None = part("By how many standard errors CLIP sees the words more where it fires.")
     held_out_r: Number | None = part("Pearson of its strength and the words on prompts that named nothing.")
     looks_like: list[str] = part("Words that CLIP sees more than others where it fires; no claim.")
+    said: list[str] | None = ours(
+        "Words that a vision-language model says more of what it fires on, where one was asked; no claim."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
