@@ -37,11 +37,12 @@ CHAT = (
 """A chat template that says what the user says, and nothing else."""
 
 
-def flux1(folder: Path, kind: type, guidance_embeds: bool = True) -> None:
-    """The text encoders and autoencoder of flux-shapes around a transformer of two and two blocks."""
+def flux1(folder: Path, kind: type, guidance_embeds: bool = True, double: int = 2, single: int = 2) -> None:
+    """The text encoders and autoencoder of flux-shapes around a transformer of so many blocks."""
     shapes = FluxPipeline.from_pretrained(FLUX_SHAPES, dtype=torch.float32, transformer=None)
     transformer = FluxTransformer2DModel(
-        **{"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16},
+        **{"num_layers": double, "num_single_layers": single},
+        **{"num_attention_heads": 2, "attention_head_dim": 16},
         **{"axes_dims_rope": (4, 6, 6), "in_channels": 4 * shapes.vae.config.latent_channels},
         **{"joint_attention_dim": 96, "pooled_projection_dim": 96},
         guidance_embeds=guidance_embeds,
@@ -104,6 +105,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
+def flux1_deep(folder: Path) -> None:
+    """FLUX.1's numbers of blocks."""
+    flux1(folder, FluxPipeline, double=19, single=38)
+
+
 TINY: dict[str, Callable[[Path], None]] = {
     "FluxPipeline": lambda folder: flux1(folder, FluxPipeline),
     "FluxKontextPipeline": lambda folder: flux1(folder, FluxKontextPipeline),
@@ -119,11 +125,14 @@ DISTILLED: dict[str, Callable[[Path], None]] = {
 }
 """What makes a model that takes no guidance and few steps."""
 
+DEEP: dict[str, Callable[[Path], None]] = {"FLUX.1": flux1_deep}
+"""What makes a model of as many blocks as a real one has."""
+
 
 def save_tiny(pipeline: str, folder: Path) -> Path:
-    """Make a tiny model of a pipeline class, or a distilled one; the same weights whenever it is asked."""
+    """Make a tiny model of a pipeline class, or a distilled or deep one; always the same weights."""
     shutil.rmtree(folder, ignore_errors=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        (TINY | DISTILLED)[pipeline](folder)
+        (TINY | DISTILLED | DEEP)[pipeline](folder)
     return folder

@@ -76,6 +76,33 @@ def test_of_flux_1_s_shape_every_row_is_made_once_and_the_calls_are_counted(tmp_
     assert {batch.donor for batch in batches if batch.pair == 0} == {"target 0", "target 2"}
 
 
+def test_a_model_of_flux_1_s_blocks_is_called_as_often_as_told(tmp_path):
+    """The default map of 19 and 38 blocks, made: calls of the transformer and rows in them are counted."""
+    folder = save_tiny("FLUX.1", tmp_path / "model")
+    deep = open_model(str(folder), "cpu", "float32")
+    pair = {"source": "a red circle on white", "target": "a blue circle on white"}
+    (tmp_path / "pairs.json").write_text(json.dumps({"pairs": [pair]}))
+    small = {"height": 32, "width": 32, "max_sequence_length": 12, "num_inference_steps": 2}
+    small |= {
+        "batch_size": 48,
+        "guidance_scale": 3.5,
+        "model_id": deep.model_id,
+        "clip_model_id": CLIP_SHAPES,
+    }
+    context = context_of(tmp_path / "run", deep, **small)
+    request = Request(pairs=tmp_path / "pairs.json")
+    plan, rows = plan_of(context, request), []
+    count = deep.transformer.register_forward_hook(
+        lambda _, __, kept, out: rows.append(len(out[0])), with_kwargs=True
+    )
+    site_map(context, request)
+    count.remove()
+    assert deep.spec.n_double == 19 and deep.spec.n_single == 38
+    assert len(rows) == plan.calls >= 10
+    assert sum(rows) == plan.pictures * len(plan.denoising.sigmas) * plan.denoising.passes
+    assert len(plan.cells) > 5 * 19 + 38
+
+
 def test_the_whole_state_copied_gives_the_donor_s_picture_and_its_score_is_the_donors(made):
     context, _ = made
     found = SiteMap.read(context.files.site_map)
