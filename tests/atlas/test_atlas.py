@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from fluxscope.atlas.build import MARK, build
 from fluxscope.atlas.features import enriched, heat_texts, prompt_words, strip_places
-from fluxscope.atlas.neighbours import correlations, cosines, firing, nearest, quantised
+from fluxscope.atlas.neighbours import correlations, cosines, firing, nearest, plane, quantised
 from fluxscope.atlas.shards import shown, write_shard
 from fluxscope.errors import RunDirError
 from fluxscope.files import load_npy, read_jsonl, write_text
@@ -169,6 +170,20 @@ def test_cosines_in_eight_bits_are_those_of_the_directions():
     assert lists[3][0][0] == 107
     assert all(ids[row] not in [i for i, _ in each] for row, each in enumerate(lists))
     assert [v for _, v in lists[3]] == sorted((v for _, v in lists[3]), reverse=True)
+
+
+def test_the_map_is_of_the_first_two_principal_axes():
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(300, 20)) * np.geomspace(8, 0.1, 20) + 5).astype(np.float32)
+    coarse, scale = quantised(rows)
+    found = plane(coarse, scale)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    u, *_ = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
+    assert found.min() >= 0
+    assert found.max() <= 1000
+    for axis in range(2):
+        assert len(np.unique(found[:, axis])) == 300
+        assert abs(spearmanr(found[:, axis], u[:, axis]).statistic) > 0.995
 
 
 @pytest.mark.parametrize(("rows", "n_tokens"), [([3], 4), ([0, 1, 63], 64), ([300, 352, 353, 405, 499], 200)])

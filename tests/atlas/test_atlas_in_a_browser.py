@@ -182,6 +182,43 @@ def test_a_kept_feature_is_exported(page):
     assert [str(each["feature_id"]) for each in listed] == [page.inner_text("#title").split()[0]]
 
 
+def listed(page):
+    page.wait_for_selector(".card")
+    return int(page.locator("main p[role=status]").inner_text().split()[0])
+
+
+def test_the_map_is_walked_by_keys_and_shows_pictures_when_near(page):
+    everything = listed(page)
+    page.keyboard.press("m")
+    page.wait_for_selector(".map")
+    page.locator(".map").focus()
+    for key in "+++++":
+        page.keyboard.press(key)
+    shown = page.locator(".spots a").count()
+    assert 0 < shown < everything
+    page.keyboard.press("ArrowRight")
+    shown = page.locator(".spots a").count()
+    page.keyboard.press("Enter")
+    assert listed(page) == shown
+    page.click("text=Chosen on the map")
+    assert listed(page) == everything
+
+
+def test_a_lasso_on_the_map_becomes_a_list(page):
+    everything = listed(page)
+    page.click("text=Map")
+    page.wait_for_selector(".map")
+    page.click("text=Lasso")
+    box = page.locator(".map").bounding_box()
+    x, y, half = box["x"], box["y"], box["width"] / 2
+    page.mouse.move(x + 20, y + 20)
+    page.mouse.down()
+    for to in ((half, 20), (half, half), (20, half)):  # a quarter of the map
+        page.mouse.move(x + to[0], y + to[1])
+    page.mouse.up()
+    assert 0 < listed(page) < everything / 2
+
+
 def test_hostile_prompts_are_shown_as_text(page):
     page.goto(page.url.split("#")[0] + "#picture=0")
     page.wait_for_selector(".look")
@@ -217,7 +254,14 @@ def axe():
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(
-    ("hash", "wait"), [("#", ".card"), ("#feature={}", ".wall"), ("#picture=1", ".look"), ("help", "#help")]
+    ("hash", "wait"),
+    [
+        ("#", ".card"),
+        ("#feature={}", ".wall"),
+        ("#picture=1", ".look"),
+        ("#map=1", ".map"),
+        ("help", "#help"),
+    ],
 )
 def test_nobody_is_shut_out(page, axe, scheme, hash, wait):
     """axe-core finds nothing: names of controls, contrast, order of headings, roles."""

@@ -27,7 +27,7 @@ from fluxscope.run.context import Context
 from fluxscope.run.step_log import StepLog
 from fluxscope.shapes.shipped import VERSION
 
-SCRIPTS = ("data.js", "pictures.js", "search.js", "feature.js", "main.js")
+SCRIPTS = ("data.js", "pictures.js", "search.js", "feature.js", "map.js", "main.js")
 """The page's one script, in parts."""
 OURS = re.compile(r"atlas-[0-9a-f]{16}")
 MARK = '<meta name="generator" content="fluxscope atlas">'

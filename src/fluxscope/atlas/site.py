@@ -19,7 +19,7 @@ from fluxscope.atlas.features import (
     word_bar,
 )
 from fluxscope.atlas.material import SiteMaterial
-from fluxscope.atlas.neighbours import correlations, cosines, firing, nearest, quantised
+from fluxscope.atlas.neighbours import correlations, cosines, firing, nearest, plane, quantised
 from fluxscope.atlas.shards import rounded, shown, write_shard
 from fluxscope.measures.clip import open_picture
 from fluxscope.measures.ranking import release_pages
@@ -57,6 +57,9 @@ def write_site(
             tables += [each.pop("row") for each in features]
             write_shard(folder, f"s{number}_f{shard}", features)
             advance(len(features))
+    columns = {name: [row[name] for row in tables] for name in (tables[0] if tables else ())}
+    if len(ids) > 2:
+        columns["x"], columns["y"] = map_of(site, ids).T.tolist()
     if site.store is not None:
         write_tokens(folder, number, site, ids, largest)
     return {
@@ -68,8 +71,17 @@ def write_site(
         "wordBar": round(word_bar(len(prompt_words(site.manifest.prompts)[0])), 2),
         "perShard": PER_SHARD,
         "picturesPerShard": PICTURES_PER_SHARD,
-        "columns": {name: [row[name] for row in tables] for name in (tables[0] if tables else ())},
+        "mapOf": "when features are active" if site.directions is None else "decoder directions",
+        "columns": columns,
     }
+
+
+def map_of(site: SiteMaterial, ids: np.ndarray) -> np.ndarray:
+    """Where features lie on the map, (f, 2): by decoder directions, or else by the pictures they fire on."""
+    if site.directions is not None:
+        return plane(*quantised(site.directions[ids]))
+    fires = firing(site.s, ids, site.eps)
+    return plane(fires, 1 / fires.sum(1).clamp_min(1) ** 0.5)
 
 
 def feature_records(
@@ -81,7 +93,6 @@ def feature_records(
     elsewhere = [(each, each.chosen(0)) for each in others]
     fires_elsewhere = [(each.files.site, own, firing(each.s, own, each.eps)) for each, own in elsewhere]
     directions = None if site.directions is None else quantised(site.directions[ids])
-    vars(site).pop("directions")  # as large as all the rest
     for first in range(0, len(ids), BLOCK):
         block = slice(first, first + BLOCK)
         here = ids[block]

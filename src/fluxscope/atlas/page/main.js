@@ -53,8 +53,8 @@ function listPage() {
     ...SORTS.filter(([name]) => rangeOf(name)).map(([name, label]) => element("option", { value: name }, `by ${label}`)));
   if (!rangeOf(query.sort)) query.sort = "coverage";
   order.value = query.sort;
-  const actions = element("div", { class: "bar" }, box, order, element("button", { type: "button", onclick: surprise }, "Surprise me"),
-    element("button", { type: "button", onclick: exportList }, "Export list"));
+  const actions = element("div", { class: "bar" }, box, order, element("button", { type: "button", onclick: () => go({ map: 1 }) }, "Map"), element("button", { type: "button", onclick: surprise }, "Surprise me"),
+    element("button", { type: "button", onclick: exportList }, "Export list"), query.only ? element("button", { type: "button", "aria-pressed": "true", onclick: () => { query.only = null; listPage(); } }, "Chosen on the map: show all") : null);
   main.replaceChildren(actions, element("div", { class: "sliders" }, ...LIMITS.flatMap(([name, label]) => slider(name, label, search))), count, cards, more);
   search();
 }
@@ -142,12 +142,12 @@ async function route() {
   const turn = ++asked, to = new URLSearchParams(location.hash.slice(1));
   try {
     const wanted = run.index.sites.findIndex((each) => each.site === to.get("site"));
-    if (wanted >= 0 && wanted !== run.site) { kept.clear(); results = []; query.limits = {}; }
+    if (wanted >= 0 && wanted !== run.site) { kept.clear(); results = []; query.limits = {}; query.only = null; }
     await openSite(wanted >= 0 ? wanted : run.site);
     document.getElementById("site").value = String(run.site);
     const feature = to.get("feature"), place = to.get("picture");
-    if (feature === null && place === null) return listPage();
-    const parts = feature !== null ? await featurePage(Number(feature)) : await picturePage(Number(place ?? NaN));
+    if (feature === null && place === null && !to.has("map")) return listPage();
+    const parts = to.has("map") ? mapPage() : feature !== null ? await featurePage(Number(feature)) : await picturePage(Number(place ?? NaN));
     if (turn !== asked) return;
     main.replaceChildren(...parts);
     window.scrollTo(0, 0);
@@ -160,7 +160,7 @@ async function route() {
 const KEYS = [["/", "search", () => { location.hash = "#"; listPage(); document.getElementById("search").focus(); }], ["h", "heatmap, picture, crop", nextView],
   ["j", "next feature", () => move(1)], ["k", "previous feature", () => move(-1)], ["s", "keep this feature in the list", () => {
     const id = new URLSearchParams(location.hash.slice(1)).get("feature"); if (id !== null && lines().has(Number(id))) keep(Number(id)); }],
-  ["r", "surprise me", surprise], ["e", "export the list", exportList], ["g", "all features", () => (location.hash = "#")], ["?", "this help", () => openHelp()]];
+  ["m", "map of features", () => go({ map: 1 })], ["r", "surprise me", surprise], ["e", "export the list", exportList], ["g", "all features", () => (location.hash = "#")], ["?", "this help", () => openHelp()]];
 function openHelp() {
   help.replaceChildren(element("h2", { id: "help-title" }, "Keys"), element("table", {}, ...KEYS.map(([key, words]) => element("tr", {}, element("td", {}, element("kbd", {}, key)), element("td", {}, words)))),
     element("p", { class: "soft" }, "Search: an id, words of names and prompts, and words with a minus that must not be there. A heatmap's colour is the code as a share of the feature's largest."),

@@ -1,5 +1,5 @@
 // Which features are shown, in which order. "red -blue": A but not B. Digits alone: an id.
-const query = { text: "", sort: "score", limits: {} };
+const query = { text: "", sort: "score", limits: {}, only: null };
 const LIMITS = [["pictures", "Active on pictures"], ["tokens", "Active on tokens"], ["coverage", "Distinct prompts"],
   ["score", "Score, held out"], ["truth", "F1 of its concept"]];
 const SORTS = [["score", "score"], ["pictures", "pictures"], ["coverage", "prompts"], ["tokens", "density on tokens"], ["max", "largest code"],
@@ -50,7 +50,7 @@ function ordered() {
 function found() {
   const columns = table(), limits = Object.entries(query.limits);
   const text = query.text.trim().toLowerCase();
-  const kept = ordered().filter((line) => limits.every(([name, [low, high]]) => {
+  const kept = ordered().filter((line) => (!query.only || query.only.has(line)) && limits.every(([name, [low, high]]) => {
     const value = columns[name][line];
     return value !== null && value >= low && value <= high;
   }));
