@@ -28,6 +28,7 @@ from fluxscope.models.splice import SplicedScores, spliced_scores
 from fluxscope.progress import Reporter
 from fluxscope.run.context import picture_spec
 from fluxscope.run.harvest import Stores, Wanted, harvest, held_out_batches
+from fluxscope.run.lock import lock_folders
 from fluxscope.run.sae_truth import TruthMaterial, TruthOfSae, score_sae
 from fluxscope.sae import LinearSae
 from fluxscope.sae.batch_topk import BatchTopK, ThresholdedSae
@@ -133,7 +134,8 @@ def gather(work: Path, material: Material) -> Stores:
     sites = "_".join(material.sites)
     folder = work / f"activations_{sites}_{material.pictures}"
     model = open_model(FLUX_SHAPES, "cpu", "float32", prompt_folder=folder / "prompt_embeddings")
-    return harvest(model, wanted, folder, material.batch, Reporter())
+    with lock_folders([folder], Reporter()):
+        return harvest(model, wanted, folder, material.batch, Reporter())
 
 
 def make(bundled: Bundled, stores: Stores, work: Path, only: int | None = None) -> list[LinearSae]:

@@ -15,7 +15,7 @@ from fluxscope.commands.sweep_saes import sweep
 from fluxscope.commands.train_saes import Training, train
 from fluxscope.commands.training import SweepOptions, TrainOptions, numbers, shapes_captions, wanted_training
 from fluxscope.commands.wandb_log import check_wandb
-from fluxscope.errors import ConfigError, FluxscopeError
+from fluxscope.errors import ConfigError, FluxscopeError, RunDirError
 from fluxscope.files import load_npy, read_json, read_jsonl, save_npy
 from fluxscope.measures.detection import best_single_f1
 from fluxscope.models.sites import parse_site
@@ -23,6 +23,7 @@ from fluxscope.progress import Reporter
 from fluxscope.run import harvest as harvesting
 from fluxscope.run.activations import ActivationStore
 from fluxscope.run.context import picture_spec
+from fluxscope.run.lock import lock
 from fluxscope.run.sae_truth import TruthMaterial
 from fluxscope.run.truth import codes_of
 from fluxscope.sae.data import split_by_prompt
@@ -242,6 +243,28 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(trained, tmp_path):
         expected = checkpoints(trained)[k][0].state_dict()
         for name, tensor in sae.state_dict().items():
             torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+
+
+def test_what_killed_writers_left_of_the_scores_goes_and_nothing_else(trained, tmp_path, model):
+    folder = tmp_path / "again"
+    shutil.copytree(trained, folder)
+    mine, others = folder / ".scores_double.15.ff_t2_1.json.99.tmp", folder / ".sweep.json.99.tmp"
+    for path in (mine, others):
+        path.write_text("half")
+    before = read_json(folder / "scores_double.15.ff_t2_1.json")
+    config = make_config(**QUICK)
+    train(config, model, training(folder), Reporter(quiet=True), shapes_captions(config, 40))
+    assert not mine.exists() and others.exists()
+    assert read_json(folder / "scores_double.15.ff_t2_1.json") == before
+
+
+def test_two_sweeps_in_one_folder_are_one_too_many(tmp_path, model):
+    with (
+        lock(tmp_path, Reporter(quiet=True)),
+        pytest.raises(RunDirError, match=f"in use by process {os.getpid()}"),
+    ):
+        sweep(make_config(**QUICK), model, training(tmp_path), Reporter(quiet=True))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_cannot_hold_the_activations_is_refused_beforehand(tmp_path, monkeypatch, model):

@@ -21,6 +21,7 @@ from fluxscope.models.model import Model
 from fluxscope.models.sites import parse_site
 from fluxscope.progress import Reporter
 from fluxscope.run.context import picture_spec
+from fluxscope.run.lock import lock, sweep_beside
 from fluxscope.run.sae_truth import TruthMaterial, TruthOfSae, score_sae
 from fluxscope.run.truth import check_sites
 from fluxscope.sae.formats import load
@@ -48,6 +49,7 @@ def sweep(
 
     Raises:
         ConfigError: fewer than two SAEs of a site, or truth is asked of a model or a site without it.
+        RunDirError: another sweep works in the folder of the SAEs.
     """
     if material:
         check_sites(
@@ -63,14 +65,27 @@ def sweep(
             "a sweep needs two sparsities or more",
             f"Give --{sparsity.flag} {several} ({training.base.architecture.name}).",
         )
+    with lock(training.saes, report):  # other sweeps write there what this one will
+        return _sweep(config, model, training, report, prompts, material)
+
+
+def _sweep(
+    config: Config,
+    model: Model,
+    training: Training,
+    report: Reporter,
+    prompts: Sequence[str] | None,
+    material: TruthMaterial | None,
+) -> list[dict[str, Any]]:
     trained = train(config, model, training, report, prompts)
     points = [point(each) for each in trained]
     if material:
         scores = _truth_scores(config, model, material, trained, report)
         points = [each | {"truth": found.record()} for each, found in zip(points, scores, strict=True)]
-    target = training.saes / "sweep.json"
+    target, picture = training.saes / "sweep.json", training.saes / "sparsity_frontier.png"
+    for path in (target, picture):
+        sweep_beside(path)
     files.write_json(target, {"model_id": config.model_id, "pictures": training.pictures, "points": points})
-    picture = training.saes / "sparsity_frontier.png"
     files.save_image(picture, sparsity_frontier(frontiers(trained)))
     report.say(f"{target} and {picture.name}: {len(points)} SAEs")
     return points

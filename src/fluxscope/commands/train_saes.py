@@ -27,7 +27,7 @@ from fluxscope.progress import Reporter
 from fluxscope.run.activations import ActivationStore
 from fluxscope.run.context import picture_spec
 from fluxscope.run.harvest import Wanted, harvest, token_batches
-from fluxscope.run.lock import lock_folders
+from fluxscope.run.lock import lock_folders, sweep_beside
 from fluxscope.run.manifest import read_prompts
 from fluxscope.sae import LinearSae
 from fluxscope.sae.data import ByImage, split_by_prompt
@@ -149,8 +149,9 @@ def _train_sites(
     for site in wanted.sites:
         for step in config.captured_step_indices:
             trained = train_site(config, model, training, wanted, site, step, stores[site.name, step], report)
-            name = f"scores_{site.name}_t{step + 1}_{training.stamp}.json"
-            files.write_json(training.saes / name, [each.record() for each in trained])
+            scores = training.saes / f"scores_{site.name}_t{step + 1}_{training.stamp}.json"
+            sweep_beside(scores)  # it is written by whoever holds the SAEs' folders
+            files.write_json(scores, [each.record() for each in trained])
             finished += trained
     return finished
 

@@ -8,6 +8,7 @@ Who holds the lock may take away what killed writers left beside their places: n
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import re
@@ -187,6 +188,13 @@ def sweep(folder: Path, within: Iterable[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def sweep_beside(path: Path) -> None:
+    """Take away what killed writers left of one file; whoever calls this is the only one who writes it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if LEFTOVER.fullmatch(left.name) and not left.is_symlink() and left.is_file():
+            left.unlink(missing_ok=True)
 
 
 def _walk(place: Path) -> Iterator[Path]:
