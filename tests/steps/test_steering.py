@@ -75,7 +75,10 @@ def copy(made, tmp_path):
     return dataclasses.replace(made, out_dir=str(tmp_path / "run"))
 
 
-def test_the_site_s_donor_score_stands_in_every_record_and_a_new_map_steers_nothing_again(copy, monkeypatch):
+def test_the_site_s_donor_score_stands_in_every_record_and_a_new_one_in_the_titles_of_step_7(
+    copy, monkeypatch
+):
+    """Step 10 makes no picture again for it: step 11 writes the titles of its demos. Step 7 draws its own."""
     files = RunDir.of(copy)
 
     def told():
@@ -89,6 +92,13 @@ def test_the_site_s_donor_score_stands_in_every_record_and_a_new_map_steers_noth
     of_model = {"model_id": copy.model_id, "measure": "oracle", "words": "", "distance": "clip", "sigmas": []}
     rest = {"made_with": {}, "pairs": [], "donors": cell, "ranked": ["ff:15"], "cells": [cell]}
     write_json(files.site_map, of_model | rest)
+    grid = files.root / read_json(files.steering_summary)["experiments"][0]["grid_path"]
+    before = grid.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "sample", lambda *_, **__: pytest.fail("pictures were made again"))
+        run_steps(copy, "4,10")
+    run_steps(copy, "7")
+    assert grid.read_bytes() != before
     monkeypatch.setattr(Model, "sample", lambda *_, **__: pytest.fail("pictures were made again"))
     run_steps(copy, "4,7,10")
     assert told() == [own.to_json()] * 3
