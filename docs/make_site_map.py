@@ -1,6 +1,6 @@
 """Write what flux-shapes' site map says into the docs and the package.
 
-    fluxscope site-map --out-dir map
+    fluxscope site-map --pair-count 16 --out-dir map
     python docs/make_site_map.py map
 
 The tables of docs/explanation/site-map.md, its picture, and the donor scores that steps 4, 7 and 10 warn by.

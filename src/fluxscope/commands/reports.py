@@ -57,7 +57,7 @@ PairsFile = Annotated[
 ]
 PairCount = Annotated[
     Optional[int],  # noqa: UP045 -- read by typer at run time
-    typer.Option("--pair-count", min=1, max=1000, help="How many. [default: 16 of flux-shapes, else all]"),
+    typer.Option("--pair-count", min=1, max=1000, help="How many. [default: 12 of flux-shapes, else all]"),
 ]
 Kinds = Annotated[
     str,

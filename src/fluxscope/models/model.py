@@ -91,11 +91,10 @@ class Model:
         size = own["height"], own["width"]
         self.defaults = PictureSpec(*size, own["num_inference_steps"], own["guidance_scale"])
         self.text_length: int = own["max_sequence_length"]
-        place = resolve(model_id)
-        parts = (family, place, pipeline, device, dtype)
+        parts = (family, resolve(model_id), pipeline, device, dtype)
         self._pictures = PicturePart(*parts, placement, weights=spec.parameters * dtype.itemsize)
-        stays = placement is Placement.RESIDENT
-        self._text = TextPart(*parts, prompt_folder, None if stays else self._pictures.make_room)
+        make_room = None if placement is Placement.RESIDENT else self._pictures.make_room
+        self._text = TextPart(*parts, prompt_folder, make_room)
 
     @classmethod
     def around(cls, pipe: Any) -> Model:

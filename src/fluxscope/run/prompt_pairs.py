@@ -12,8 +12,8 @@ from fluxscope.shapes.shipped import FLUX_SHAPES, NATURAL_PAIRS, resolve
 MOST = 1000
 """Pairs of a file at most."""
 
-USUAL = 16
-"""Pairs of flux-shapes where no number is given: four for each attribute, ten minutes on two cores."""
+USUAL = 12
+"""Pairs of flux-shapes where no number is given: three for each attribute, eight minutes on two cores."""
 
 
 def pairs_for(model_id: str, file: Path | None, count: int | None) -> list[PromptPair]:
